@@ -1,0 +1,76 @@
+"""RWKV language models: train, tune, generate, chat and measure RWKV-4, 5, 6 and 7.
+
+    import rookery
+    model = rookery.load("model.safetensors")
+    print(model.generate("def fibonacci(n):", max_tokens=100))
+
+    logits, state = model([1, 2, 3])            # ints in, float32 [T, N] out
+    logits, state = model([4], state)
+
+Importing this package imports neither torch nor the engine; both come with the first model.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from rookery.config import ModelConfig
+from rookery.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtraError,
+    RookeryError,
+    StateError,
+    TokenizerError,
+)
+
+if TYPE_CHECKING:
+    from rookery.generate import LanguageModel, SamplingParams, Session, load
+    from rookery.state import State
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LanguageModel",
+    "MissingExtraError",
+    "ModelConfig",
+    "RookeryError",
+    "SamplingParams",
+    "Session",
+    "State",
+    "StateError",
+    "TokenizerError",
+    "__version__",
+    "load",
+]
+
+try:
+    __version__ = version("rookery")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0.0.0"
+
+# Imported at first use: numpy alone would take half of the time that `import rookery` may take.
+_LAZY = {
+    "LanguageModel": "rookery.generate",
+    "SamplingParams": "rookery.generate",
+    "Session": "rookery.generate",
+    "State": "rookery.state",
+    "load": "rookery.generate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        value = getattr(import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
