@@ -1,0 +1,214 @@
+"""Time-parallel against time-sequential mode, and RWKV-7 against a GPT of the same shape.
+
+    python -m benchmarks.modes [--versions 7 ...] [--json FILE]
+
+Three tables:
+
+1. Training, tokens/s of forward + backward + AdamW: the chunked form against the sequential loop of the same
+   model, at growing context and a constant number of tokens a step.
+2. Generation, one stream: time and memory of a token after 1k, 16k and 64k tokens, both constant for a
+   recurrent model: the state does not grow.
+3. Training of RWKV-7 against a GPT (scaled_dot_product_attention) of the same shape, interleaved in one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+
+from benchmarks.gpt import GPT
+from benchmarks.report import (
+    Figure,
+    add_report_arguments,
+    interleaved_medians,
+    print_figures,
+    write_figures,
+)
+from rookery.config import VERSIONS, ModelConfig, Version, sized
+from rookery.models import RWKV, init_weights, parameter_groups
+
+VOCAB = 256
+CONSOLE = Console()
+
+
+def training_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, **options: object
+) -> Callable[[], None]:
+    """A closure that trains one step on ``tokens`` [B, T + 1]."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
+
+    def step() -> None:
+        result = model(inputs, **options)
+        logits = result[0] if isinstance(result, tuple) else result
+        functional.cross_entropy(logits.flatten(0, 1), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def rwkv(config: ModelConfig) -> tuple[RWKV, torch.optim.Optimizer]:
+    """A fresh model by the published initialisation, with AdamW over its parameter groups."""
+    model = RWKV(config)
+    init_weights(model, seed=0)
+    # Zero output matrices would hand the recurrence a gradient of zeros: time the general case.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2 and not parameter.any():
+                parameter.normal_(std=0.02)
+    groups = [
+        {"params": group["params"], "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(model, weight_decay=0.1)
+    ]
+    return model, torch.optim.AdamW(groups, lr=1e-4, fused=True)
+
+
+def measure_training(config: ModelConfig, contexts: list[int], tokens_per_step: int) -> list[Figure]:
+    """Tokens/s of both modes."""
+    figures = []
+    model, optimizer = rwkv(config)
+    for context in contexts:
+        batch = max(1, tokens_per_step // context)
+        tokens = torch.randint(VOCAB, (batch, context + 1), generator=torch.Generator().manual_seed(1))
+        for mode, implementation, repeats in (("parallel", "chunked", 5), ("sequential", "reference", 2)):
+            step = training_step(model, optimizer, tokens, implementation=implementation)
+            (seconds,) = interleaved_medians([step], repeats=repeats)
+            name = f"RWKV-{config.version} training, {mode}, T {context}"
+            figures.append(Figure(name, batch * context / seconds, "tok/s"))
+            gc.collect()
+    return figures
+
+
+@torch.inference_mode()
+def measure_generation(config: ModelConfig, lengths: list[int]) -> list[Figure]:
+    """Milliseconds and resident memory of one more token after ``lengths`` tokens."""
+    figures = []
+    model, _ = rwkv(config)
+    generator = torch.Generator().manual_seed(2)
+    state, seen = model.initial_state(1), 0
+    process = psutil.Process()
+    for length in lengths:
+        while seen < length:
+            count = min(1024, length - seen)
+            tokens = torch.randint(VOCAB, (1, count), generator=generator)
+            logits, state = model(tokens, state, last_only=True)
+            seen += count
+        seconds = []
+        for _ in range(128):
+            token = logits[:, -1].argmax(-1, keepdim=True)
+            start = time.perf_counter()
+            logits, state = model(token, state)
+            seconds.append(time.perf_counter() - start)
+            seen += 1
+        state_bytes = sum(part.numel() * part.element_size() for part in state)
+        name = f"RWKV-{config.version} generation after {length} tokens"
+        figures.append(Figure(f"{name}, time", statistics.median(seconds) * 1e3, "ms/token"))
+        figures.append(Figure(f"{name}, state", state_bytes / 1e3, "kB"))
+        figures.append(Figure(f"{name}, resident memory", process.memory_info().rss / 1e6, "MB"))
+    return figures
+
+
+def measure_against_gpt(
+    width: int, num_layers: int, contexts: list[int], tokens_per_step: int
+) -> list[Figure]:
+    """Training speed of RWKV-7 over that of a GPT of the same shape."""
+    figures = []
+    config = sized("7", vocab_size=VOCAB, width=width, num_layers=num_layers)
+    model, optimizer = rwkv(config)
+    gpt = GPT(vocab_size=VOCAB, width=width, num_layers=num_layers)
+    gpt_optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-4, fused=True)
+    for context in contexts:
+        batch = max(1, tokens_per_step // context)
+        tokens = torch.randint(VOCAB, (batch, context + 1), generator=torch.Generator().manual_seed(3))
+        ours, theirs = interleaved_medians(
+            [training_step(model, optimizer, tokens), training_step(gpt, gpt_optimizer, tokens)], repeats=7
+        )
+        count = batch * context
+        shape = f"D {width}, L {num_layers}, fp32, T {context}"
+        figures.append(Figure(f"RWKV-7 training, {shape}", count / ours, "tok/s"))
+        figures.append(Figure(f"GPT training, {shape}", count / theirs, "tok/s"))
+        bound = 1 / 3 if context == 512 else None
+        figures.append(Figure(f"RWKV-7 / GPT, {shape}", theirs / ours, "ratio", bound=bound))
+    return figures
+
+
+def _values(figures: list[Figure], pattern: str, keys: list[int]) -> list[str]:
+    by_name = {figure.figure: figure.value for figure in figures}
+    return [f"{by_name[pattern.format(key)]:,.3g}" for key in keys]
+
+
+def _training_table(figures: list[Figure], versions: list[Version], contexts: list[int]) -> Table:
+    table = Table(title="Training, tokens/s, time-parallel / time-sequential", title_justify="left")
+    table.add_column("model")
+    for context in contexts:
+        table.add_column(f"T {context}", justify="right")
+    for version in versions:
+        parallel = _values(figures, f"RWKV-{version} training, parallel, T {{}}", contexts)
+        sequential = _values(figures, f"RWKV-{version} training, sequential, T {{}}", contexts)
+        pairs = [f"{a} / {b}" for a, b in zip(parallel, sequential, strict=True)]
+        table.add_row(f"RWKV-{version}", *pairs)
+    return table
+
+
+def _generation_table(figures: list[Figure], versions: list[Version], lengths: list[int]) -> Table:
+    table = Table(
+        title="Generation, one stream: ms a token | kB of state | MB resident", title_justify="left"
+    )
+    table.add_column("model")
+    for length in lengths:
+        table.add_column(f"after {length:,}", justify="right")
+    for version in versions:
+        name = f"RWKV-{version} generation after {{}} tokens"
+        parts = [
+            _values(figures, f"{name}, {part}", lengths) for part in ("time", "state", "resident memory")
+        ]
+        table.add_row(f"RWKV-{version}", *(" | ".join(cell) for cell in zip(*parts, strict=True)))
+    return table
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.modes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--versions", nargs="+", choices=VERSIONS, default=list(VERSIONS))
+    parser.add_argument("--width", type=int, default=256, help="model width of every table (default: 256)")
+    parser.add_argument("--layers", type=int, default=6, help="layers of every table (default: 6)")
+    parser.add_argument("--contexts", type=int, nargs="+", default=[64, 256, 1024, 4096])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 16384, 65536])
+    parser.add_argument("--tokens-per-step", type=int, default=4096)
+    parser.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's)")
+    add_report_arguments(parser)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    against_gpt = measure_against_gpt(
+        options.width, options.layers, [512, 1024, 4096], options.tokens_per_step
+    )
+    print_figures("RWKV-7 against a GPT of the same shape", against_gpt)
+    training: list[Figure] = []
+    generation: list[Figure] = []
+    for version in options.versions:
+        config = sized(version, vocab_size=VOCAB, width=options.width, num_layers=options.layers)
+        CONSOLE.print(f"RWKV-{version} ...", style="dim")
+        generation += measure_generation(config, options.lengths)
+        training += measure_training(config, options.contexts, options.tokens_per_step)
+    CONSOLE.print(_training_table(training, options.versions, options.contexts))
+    CONSOLE.print(_generation_table(generation, options.versions, options.lengths))
+    write_figures(options.json, [*against_gpt, *training, *generation])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What all benchmarks share: figures with their bounds, a table, a JSON file, honest timing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rookery.files import atomic_write
+
+__all__ = [
+    "Figure",
+    "add_report_arguments",
+    "interleaved_medians",
+    "machine",
+    "print_figures",
+    "write_figures",
+]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure, and the bound it is held against, if there is one."""
+
+    figure: str
+    value: float
+    unit: str
+    bound: float | None = None
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the bound holds; None without a bound."""
+        if self.bound is None:
+            return None
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+
+def interleaved_medians(
+    sides: Sequence[Callable[[], object]], *, repeats: int, warm_up: int = 1
+) -> list[float]:
+    """Median seconds of each side, run in turn (A B A B ...) so that a drifting machine hits all alike."""
+    for _ in range(warm_up):
+        for side in sides:
+            side()
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(repeats):
+        for index, side in enumerate(sides):
+            start = time.perf_counter()
+            side()
+            seconds[index].append(time.perf_counter() - start)
+    return [statistics.median(each) for each in seconds]
+
+
+def machine(peers: Sequence[str] = ()) -> dict[str, object]:
+    """The machine, and the versions of what was measured."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0].strip() if names else cpu
+    versions: dict[str, str | None] = {}
+    for name in ("rookery", "torch", "numpy", *peers):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every benchmark."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
+
+
+def print_figures(title: str, figures: Sequence[Figure]) -> None:
+    """The table of the figures that have a bound, then of the rest."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("bound", justify="right")
+    table.add_column("holds")
+    for each in figures:
+        sign = "≤" if each.at_most else "≥"
+        bound = "" if each.bound is None else f"{sign} {each.bound:g}"
+        holds = {True: "yes", False: "NO", None: ""}[each.holds]
+        table.add_row(each.figure, f"{each.value:,.4g}", each.unit, bound, holds)
+    Console().print(table)
+
+
+def write_figures(path: Path | None, figures: Sequence[Figure], peers: Sequence[str] = ()) -> None:
+    """Write the figures, the machine and the peers' versions as JSON, if a path is given."""
+    if path is None:
+        return
+    rows = [
+        {key: value for key, value in asdict(each).items() if key != "at_most"} | {"holds": each.holds}
+        for each in figures
+    ]
+    with atomic_write(path) as file:
+        file.write(json.dumps({"machine": machine(peers), "figures": rows}, indent=1).encode())
