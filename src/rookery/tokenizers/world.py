@@ -1,0 +1,136 @@
+"""The World tokenizer of RWKV-4 World, 5, 6 and 7: greedy longest match over 65,529 byte strings.
+
+Ids 1 to 65529 are the lines of the vocabulary file, 0 is the end of text, and the vocabulary is padded to
+65536. Both the encoder and the file come with the package ``pyrwkv-tokenizer``. Its ``decode`` panics on
+tokens that end inside a character, so decoding goes through a table of our own.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rookery.errors import TokenizerError
+from rookery.tokenizers.base import Tokenizer, utf8
+
+__all__ = ["Vocabulary", "WorldTokenizer"]
+
+_VOCAB_SIZE = 65536
+_PACKAGE = "pyrwkv_tokenizer"
+_FILE = "rwkv_vocab_v20230424.txt"
+
+# An id, a Python literal of str or bytes, and the number of its bytes: b"258 '\\t\\n' 2".
+_LINE = re.compile(rb"""(\d+) (b?["'].*["']) (\d+)\r?""")
+
+
+class WorldTokenizer(Tokenizer):
+    """The official World vocabulary. The table and the encoder load when they are first used.
+
+    Raises:
+        TokenizerError: when first used, if ``pyrwkv-tokenizer`` is not installed or its vocabulary is broken.
+    """
+
+    kind: ClassVar[str] = "world"
+
+    def __init__(self) -> None:
+        self.vocab_size = _VOCAB_SIZE
+        self.end_of_text: int | None = 0
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the official tokenizer."""
+        try:
+            return _encoder()(text)
+        except UnicodeEncodeError:
+            utf8(text)
+            raise
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes on the line of this id; ``b""`` for 0 and for the padding, 65530 to 65535."""
+        vocabulary = _vocabulary()
+        return vocabulary[token] if 0 <= token < len(vocabulary) else b""
+
+    def to_spec(self) -> dict[str, Any]:
+        """``{"kind": "world"}``."""
+        return {"kind": self.kind}
+
+
+class Vocabulary:
+    """The bytes of each id, parsed line by line when asked for: all 65529 would take 0.3 s.
+
+    Args:
+        data: a World vocabulary file; line n describes the id n.
+        where: what a message calls it.
+
+    Raises:
+        TokenizerError: a line that is asked for is not ``ID LITERAL LENGTH`` with the right id and length.
+    """
+
+    def __init__(self, data: bytes, where: str):
+        self._lines = data.removesuffix(b"\n").split(b"\n")
+        self._where = where
+        self._bytes: list[bytes | None] = [b"", *[None] * len(self._lines)]
+
+    def __len__(self) -> int:
+        """One more than the largest id."""
+        return len(self._bytes)
+
+    def __getitem__(self, token: int) -> bytes:
+        value = self._bytes[token]
+        if value is None:
+            value = self._bytes[token] = self._parse(token)
+        return value
+
+    def _parse(self, token: int) -> bytes:
+        line = self._lines[token - 1]
+        match = _LINE.fullmatch(line)
+        value = _literal(match[2]) if match else b""
+        if match is None or not value or int(match[1]) != token or int(match[3]) != len(value):
+            raise TokenizerError(
+                f"{self._where}: line {token} is not the id {token}, a Python literal and its length, "
+                f"but {line[:80]!r}; reinstall pyrwkv-tokenizer"
+            )
+        return value
+
+
+def _literal(source: bytes) -> bytes:
+    try:
+        value = ast.literal_eval(source.decode("utf-8"))
+    except (SyntaxError, ValueError):
+        return b""
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="replace")
+    return value if isinstance(value, bytes) else b""
+
+
+@cache
+def _vocabulary() -> Vocabulary:
+    # Found without importing the package, whose encoder takes some 0.5 s to load.
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise _not_installed()
+    path = Path(spec.origin).parent / _FILE
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"{path}: {error.strerror}; reinstall pyrwkv-tokenizer") from error
+    return Vocabulary(data, str(path))
+
+
+@cache
+def _encoder() -> Callable[[str], list[int]]:
+    try:
+        from pyrwkv_tokenizer import RWKVTokenizer
+    except ImportError as error:
+        raise _not_installed() from error
+    return RWKVTokenizer().encode
+
+
+def _not_installed() -> TokenizerError:
+    return TokenizerError(
+        "the World tokenizer needs pyrwkv-tokenizer, which is not installed: pip install pyrwkv-tokenizer"
+    )
