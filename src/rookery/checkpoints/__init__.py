@@ -1,1 +1,26 @@
-"""To be filled."""
+"""Checkpoints: models in files, as numpy arrays under official names.
+
+Read: ``.pth`` (without torch, and without running code of the file), ``.safetensors``, rwkv.cpp ``.bin``, and
+Hugging Face folders (transformers' RWKV-4, flash-linear-attention's RWKV-7). Written: ``.pth``,
+``.safetensors`` and Hugging Face folders. The configuration is read off names and shapes, never asked for.
+"""
+
+from __future__ import annotations
+
+from rookery.checkpoints.checkpoint import DTYPES, Checkpoint, assemble, cast, check_finite
+from rookery.checkpoints.loading import load
+from rookery.checkpoints.saving import save
+from rookery.checkpoints.schema import config_from_tensors, expected_shapes, optional_shapes
+
+__all__ = [
+    "DTYPES",
+    "Checkpoint",
+    "assemble",
+    "cast",
+    "check_finite",
+    "config_from_tensors",
+    "expected_shapes",
+    "load",
+    "optional_shapes",
+    "save",
+]

@@ -1,0 +1,110 @@
+"""A model on disk or in memory: its configuration, its weights under official names, its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from rookery.checkpoints.schema import config_from_tensors, fit
+from rookery.config import ModelConfig
+from rookery.errors import CheckpointError
+
+__all__ = ["DTYPES", "Checkpoint", "assemble", "cast", "check_finite"]
+
+# The dtypes that weights may have, by name.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model's weights and what is needed to use them."""
+
+    config: ModelConfig
+    """The shape of the model, read off its tensors."""
+
+    tensors: dict[str, np.ndarray]
+    """Every tensor under its official (BlinkDL) name, in official order, orientation and shape.
+
+    float32, float16 or ``ml_dtypes.bfloat16``. Tensors of a loaded checkpoint are mostly views of the mapped
+    file, and so read-only; copy one before writing into it or handing it to code that may.
+    """
+
+    tokenizer: dict[str, Any] | None = None
+    """The specification of a tokenizer, as ``rookery.tokenizers.from_spec`` takes it; None if unknown."""
+
+    path: Path | None = None
+    """Where it was loaded from."""
+
+
+def assemble(
+    tensors: Mapping[str, np.ndarray],
+    *,
+    tokenizer: dict[str, Any] | None = None,
+    path: str | Path | None = None,
+) -> Checkpoint:
+    """A checkpoint from tensors under official names, checked to be one whole model.
+
+    Raises:
+        CheckpointError: a tensor is missing, surplus, of a shape that does not fit, or of a dtype that
+            weights do not have.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(
+                path, f"has dtype {tensor.dtype}, but weights are {', '.join(DTYPES)}", tensor=name
+            )
+    config = config_from_tensors(tensors, path)
+    fitted = fit(tensors, config, path)
+    return Checkpoint(
+        config=config, tensors=fitted, tokenizer=tokenizer, path=None if path is None else Path(path)
+    )
+
+
+def check_finite(checkpoint: Checkpoint) -> None:
+    """Read every weight and check that none is NaN or infinite.
+
+    Raises:
+        CheckpointError: names the first tensor with such a weight, how many it has, and where the first is.
+    """
+    for name, tensor in checkpoint.tensors.items():
+        finite = np.isfinite(tensor)
+        if not finite.all():
+            where = tuple(int(i) for i in np.argwhere(~finite)[0])
+            raise CheckpointError(
+                checkpoint.path,
+                f"{int((~finite).sum())} of {tensor.size} weights are not finite, the first at {where}; "
+                "expected finite weights (did training diverge?)",
+                tensor=name,
+            )
+
+
+def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The same model with every weight rounded to ``dtype``, one of ``DTYPES``.
+
+    Raises:
+        CheckpointError: the dtype is unknown, or a finite weight is beyond its range (float16 ends at 65504).
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(None, f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
+    tensors = {}
+    for name, tensor in checkpoint.tensors.items():
+        with np.errstate(over="ignore"):
+            rounded = tensor.astype(DTYPES[dtype], copy=False)
+        if rounded is not tensor and (np.isinf(rounded) & np.isfinite(tensor)).any():
+            largest = float(np.abs(tensor.astype(np.float32)).max())
+            raise CheckpointError(
+                checkpoint.path,
+                f"a weight of magnitude {largest:g} is beyond the range of {dtype}; try bfloat16",
+                tensor=name,
+            )
+        tensors[name] = rounded
+    return replace(checkpoint, tensors=tensors)

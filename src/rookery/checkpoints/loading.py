@@ -1,0 +1,97 @@
+"""Loading: a file is known by its first bytes, a folder by what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rookery.checkpoints import checkpoint as _checkpoint
+from rookery.checkpoints import tokenizer_spec
+from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.safetensors_file import read_safetensors
+from rookery.errors import CheckpointError
+
+__all__ = ["load"]
+
+Contents = tuple[dict[str, np.ndarray], dict[str, Any] | None]
+
+
+def load(path: str | Path, *, check_finite: bool = False) -> Checkpoint:
+    """Load a model: a file, or a folder with ``model.safetensors`` or a Hugging Face model in it.
+
+    Files are mapped into memory, so that loading reads names and shapes, and weights come from the disk when
+    they are used.
+
+    Args:
+        path: a ``.pth`` or ``.safetensors`` file, a rwkv.cpp ``.bin`` file, or a folder.
+        check_finite: read every weight and refuse NaN and infinity.
+
+    Raises:
+        CheckpointError: the file is broken, or is not one whole RWKV model. The message names the file, the
+            tensor, and what was expected.
+    """
+    path = Path(path)
+    loaded = _load_folder(path) if path.is_dir() else _load_file(path)
+    if check_finite:
+        _checkpoint.check_finite(loaded)
+    return loaded
+
+
+def _load_folder(folder: Path) -> Checkpoint:
+    model = folder / "model.safetensors"
+    if model.is_file():
+        return _load_file(model)
+    raise CheckpointError(
+        folder, "is a folder without a model; expected model.safetensors or a Hugging Face model in it"
+    )
+
+
+def _load_file(path: Path) -> Checkpoint:
+    tensors, tokenizer = _reader(path)(path)
+    return assemble(tensors, tokenizer=tokenizer, path=path)
+
+
+def _read_safetensors(path: Path) -> Contents:
+    tensors, metadata = read_safetensors(path)
+    text = metadata.get(tokenizer_spec.METADATA_KEY)
+    return tensors, None if text is None else tokenizer_spec.decode(text, path)
+
+
+Reader = Callable[[Path], Contents]
+
+# What a file is, told by its first bytes: how to read it.
+_READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (lambda head: head[8:9] == b"{", _read_safetensors),
+)
+
+# Files that other programs call models, told by their first bytes: why they are not read.
+_REFUSED: dict[bytes, str] = {
+    b"GGUF": "is a GGUF file, which is not supported; convert from the original .pth or .safetensors",
+    b"lmgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",
+    b"tjgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",
+    b"version https://git-lfs": "is a Git LFS pointer, not the model: fetch the file itself (git lfs pull)",
+}
+
+
+def _reader(path: Path) -> Reader:
+    try:
+        with path.open("rb") as file:
+            head = file.read(32)
+    except OSError as error:
+        raise CheckpointError(path, f"cannot be read: {error.strerror or error}") from error
+    for magic, problem in _REFUSED.items():
+        if head.startswith(magic):
+            raise CheckpointError(path, problem)
+    for matches, reader in _READERS:
+        if matches(head):
+            return reader
+    if not head:
+        raise CheckpointError(path, "is empty")
+    raise CheckpointError(
+        path,
+        f"begins with {head[:8]!r}, which no checkpoint format does; expected a .pth (zip), .safetensors, "
+        "or rwkv.cpp .bin file",
+    )

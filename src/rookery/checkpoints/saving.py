@@ -1,0 +1,61 @@
+"""Saving: the format follows from the file's suffix; a reader finds the old file or the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from rookery.checkpoints import tokenizer_spec
+from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.safetensors_file import write_safetensors
+from rookery.errors import CheckpointError
+from rookery.files import atomic_write
+
+__all__ = ["save", "writing"]
+
+
+def save(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Save a model as ``.safetensors`` or ``.pth``, by the suffix of ``path``.
+
+    The tokenizer goes into the file's metadata, or beside a ``.pth`` as ``NAME.tokenizer.json``. Should
+    anything fail, the old file is as it was.
+
+    Raises:
+        CheckpointError: the suffix is unknown, the tensors are not those of ``checkpoint.config``, or the
+            disk refuses.
+    """
+    path = Path(path)
+    writer = _WRITERS.get(path.suffix)
+    if writer is None:
+        raise CheckpointError(path, f"has no suffix of a format that is written: {', '.join(_WRITERS)}")
+    whole = assemble(checkpoint.tensors, tokenizer=checkpoint.tokenizer, path=path)
+    if whole.config != checkpoint.config:
+        raise CheckpointError(
+            path, f"is not written: its tensors are those of {whole.config}, not of {checkpoint.config}"
+        )
+    writer(whole, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """``atomic_write`` whose OSError is a CheckpointError that says the old file is untouched."""
+    try:
+        with atomic_write(path) as file:
+            yield file
+    except OSError as error:
+        kept = "; the file that was there is untouched" if path.exists() else ""
+        raise CheckpointError(path, f"cannot be written: {error.strerror or error}{kept}") from error
+
+
+def _save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
+    # "pt" tells other readers, transformers among them, that the layout is torch's.
+    metadata = {"format": "pt", tokenizer_spec.METADATA_KEY: tokenizer_spec.encode(checkpoint.tokenizer)}
+    with writing(path) as file:
+        write_safetensors(file, checkpoint.tensors, metadata)
+
+
+_WRITERS: dict[str, Callable[[Checkpoint, Path], None]] = {
+    ".safetensors": _save_safetensors,
+}
