@@ -11,6 +11,8 @@ import numpy as np
 from rookery.checkpoints import checkpoint as _checkpoint
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.rwkv_cpp import MAGIC as RWKV_CPP_MAGIC
+from rookery.checkpoints.rwkv_cpp import read_rwkv_cpp
 from rookery.checkpoints.safetensors_file import read_safetensors
 from rookery.errors import CheckpointError
 
@@ -60,10 +62,15 @@ def _read_safetensors(path: Path) -> Contents:
     return tensors, None if text is None else tokenizer_spec.decode(text, path)
 
 
+def _read_rwkv_cpp(path: Path) -> Contents:
+    return read_rwkv_cpp(path), tokenizer_spec.read_beside(path)
+
+
 Reader = Callable[[Path], Contents]
 
 # What a file is, told by its first bytes: how to read it.
 _READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (lambda head: head.startswith(RWKV_CPP_MAGIC), _read_rwkv_cpp),
     (lambda head: head[8:9] == b"{", _read_safetensors),
 )
 
