@@ -43,7 +43,7 @@ class JsonTokenizer(Tokenizer):
 
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(text)
-            rules = json.loads(text)
+            steps = _steps(json.loads(text))
         except Exception as error:  # the library raises plain Exception
             raise TokenizerError(
                 f"not the JSON of a tokenizer of the `tokenizers` library: {error}"
@@ -57,7 +57,12 @@ class JsonTokenizer(Tokenizer):
             raise TokenizerError("this tokenizer JSON has an empty vocabulary; it was never trained")
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_text: int | None = next((vocabulary[e] for e in _ENDS_OF_TEXT if e in vocabulary), None)
-        self._table = _bytes_table(vocabulary, rules, self.vocab_size)
+        self._table = [b""] * self.vocab_size
+        for token, position in vocabulary.items():
+            self._table[position] = _apply(steps, token)
+        # Not the ids in the file: the library may number added tokens anew.
+        for position, added in self._tokenizer.get_added_tokens_decoder().items():
+            self._table[position] = b"" if added.special else utf8(added.content)
 
     def encode(self, text: str) -> list[int]:
         """The ids that the library gives without special tokens."""
@@ -73,24 +78,16 @@ class JsonTokenizer(Tokenizer):
         return {"kind": self.kind, "json": self._text}
 
 
-def _bytes_table(vocabulary: dict[str, int], rules: dict[str, Any], vocab_size: int) -> list[bytes]:
-    steps = [_STEPS[part["type"]](part) for part in _parts(rules) if part["type"] in _STEPS]
-    table = [b""] * vocab_size
-    for token, position in vocabulary.items():
-        table[position] = _apply(steps, token)
-    for added in rules.get("added_tokens") or []:
-        table[added["id"]] = b"" if added["special"] else added["content"].encode("utf-8")
-    return table
-
-
-def _parts(rules: dict[str, Any]) -> list[dict[str, Any]]:
+def _steps(rules: dict[str, Any]) -> list[_Step]:
     """The steps of the file's decoder, in order."""
     decoder = rules.get("decoder")
     if decoder is None:
         # Files without a decoder: the library joins tokens with spaces, which is wrong for byte-level ones.
         byte_level = '"ByteLevel"' in json.dumps(rules.get("pre_tokenizer"))
-        return [{"type": "ByteLevel"}] if byte_level else [{"type": "Spaces"}]
-    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+        parts = [{"type": "ByteLevel" if byte_level else "Spaces"}]
+    else:
+        parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    return [_STEPS[part["type"]](part) for part in parts if part["type"] in _STEPS]
 
 
 def _apply(steps: list[_Step], token: str) -> bytes:

@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from rookery.errors import TokenizerError
 from rookery.tokenizers.base import Tokenizer, utf8
 
@@ -23,6 +25,12 @@ __all__ = ["Vocabulary", "WorldTokenizer"]
 _VOCAB_SIZE = 65536
 _PACKAGE = "pyrwkv_tokenizer"
 _FILE = "rwkv_vocab_v20230424.txt"
+
+# Bytes of the longest token, 65529: 128 spaces.
+_LONGEST = 128
+
+# Characters that are encoded at a time.
+_PIECE = 1 << 20
 
 # An id, a Python literal of str or bytes, and the number of its bytes: b"258 '\\t\\n' 2".
 _LINE = re.compile(rb"""(\d+) (b?["'].*["']) (\d+)\r?""")
@@ -43,11 +51,39 @@ class WorldTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The ids of the official tokenizer."""
-        try:
-            return _encoder()(text)
-        except UnicodeEncodeError:
-            utf8(text)
-            raise
+        return _encode(text, text)
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The same ids as an array [T]; a long text is encoded piece by piece.
+
+        The list of a corpus' ids would take 20 times the memory of the array.
+
+        Raises:
+            TokenizerError: as ``encode``.
+        """
+        pieces = []
+        start, size = 0, _PIECE
+        while start < len(text):
+            piece = text[start : start + size]
+            tokens = _encode(piece, text)
+            done = len(piece)
+            if start + done < len(text):
+                kept, done = self._certain(tokens, piece)
+                tokens = tokens[:kept]
+            pieces.append(np.array(tokens, dtype=self.array_dtype))
+            start += done
+            size = _PIECE if done else 2 * size
+        return np.concatenate(pieces) if pieces else np.empty(0, dtype=self.array_dtype)
+
+    def _certain(self, tokens: list[int], piece: str) -> tuple[int, int]:
+        """How many tokens stay whatever text follows the piece, and how many characters they are."""
+        tail = b""
+        kept = len(tokens)
+        # A match depends on no more bytes than the longest token has; the next piece starts with a character.
+        while kept and (len(tail) < _LONGEST or tail[0] & 0xC0 == 0x80):
+            kept -= 1
+            tail = self.token_bytes(tokens[kept]) + tail
+        return kept, len(piece) - len(tail.decode("utf-8"))
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes on the line of this id; ``b""`` for 0 and for the padding, 65530 to 65535."""
@@ -128,6 +164,14 @@ def _encoder() -> Callable[[str], list[int]]:
     except ImportError as error:
         raise _not_installed() from error
     return RWKVTokenizer().encode
+
+
+def _encode(piece: str, text: str) -> list[int]:
+    try:
+        return _encoder()(piece)
+    except UnicodeEncodeError:
+        utf8(text)  # says where in the whole text
+        raise
 
 
 def _not_installed() -> TokenizerError:
