@@ -1,0 +1,140 @@
+"""Channel mixing of all versions: a squared-ReLU network on the shifted input, gated until RWKV-6.
+
+    RWKV-4, 5, 6   o = sigma(W_r x_r) * (W_v relu(W_k x_k)^2)      (arXiv 2305.13048, eq. 18)
+    RWKV-7         o = W_v relu(W_k x_k)^2                         (arXiv 2503.14456)
+
+x_r and x_k are token shifts of the input.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from rookery.config import ModelConfig
+from rookery.models.initial import Depth, orthogonal, ramp
+from rookery.models.parts import vector
+from rookery.models.token_shift import interpolate, previous
+
+__all__ = ["ChannelMixing", "ChannelMixing4", "ChannelMixing5", "ChannelMixing6", "ChannelMixing7"]
+
+
+class ChannelMixing(nn.Module, ABC):
+    """[B, T, D] -> [B, T, D] through the inner width F; a version says how it shifts and gates."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.depth = Depth(layer, config.num_layers)
+        self.key = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.value = nn.Linear(config.ffn_width, config.width, bias=False)
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mix the channels of one span of every stream.
+
+        Args:
+            x: [B, T, D], after the layer norm.
+            shift: [B, D], the last input of the last call; None at the start of a text.
+            starts: [B, T] bool, the first token of each document.
+
+        Returns:
+            The output [B, T, D], and the last input [B, D].
+        """
+        return self.mix(x, previous(x, shift, starts)), x[:, -1]
+
+    @abstractmethod
+    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+        """The output [B, T, D] from the input and the input one position before."""
+
+    @abstractmethod
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh float32 values of all its parameters, by name, as the published recipe has them."""
+
+    def expand(self, x_k: Tensor) -> Tensor:
+        """``W_v relu(W_k x_k)^2``."""
+        return self.value(torch.relu(self.key(x_k)).square())
+
+
+class ChannelMixing4(ChannelMixing):
+    """RWKV-4: the mixing weights are those of the present input."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        self.time_mix_k = vector(config.width)
+        self.time_mix_r = vector(config.width)
+        self.receptance = nn.Linear(config.width, config.width, bias=False)
+
+    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+        """Gated squared ReLU of the shifted input."""
+        x_k, x_r = interpolate(before, x, (self.time_mix_k, self.time_mix_r))
+        return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
+
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """RWKV-LM, ``RWKV-v4neo``."""
+        mix = ramp(self.time_mix_k.numel()) ** self.depth.falling
+        return {
+            "time_mix_k": mix,
+            "time_mix_r": mix,
+            "key.weight": orthogonal(self.key.weight.shape, generator, by_shape=True),
+            "receptance.weight": torch.zeros(self.receptance.weight.shape),
+            "value.weight": torch.zeros(self.value.weight.shape),
+        }
+
+
+class ChannelMixing5(ChannelMixing4):
+    """RWKV-5: as RWKV-4, from other initial values."""
+
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """RWKV-LM, ``RWKV-v5``."""
+        values = super().initial_values(generator)
+        return values | {"key.weight": orthogonal(self.key.weight.shape, generator)}
+
+
+class ChannelMixing6(ChannelMixing):
+    """RWKV-6: the mixing weights are those of the previous input."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        self.time_maa_k = vector(config.width)
+        self.time_maa_r = vector(config.width)
+        self.receptance = nn.Linear(config.width, config.width, bias=False)
+
+    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+        """Gated squared ReLU of the shifted input."""
+        x_k, x_r = interpolate(x, before, (self.time_maa_k, self.time_maa_r))
+        return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
+
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """RWKV-LM, ``RWKV-v5``."""
+        mix = 1 - ramp(self.time_maa_k.numel()) ** self.depth.falling
+        return {
+            "time_maa_k": mix,
+            "time_maa_r": mix,
+            "key.weight": orthogonal(self.key.weight.shape, generator),
+            "receptance.weight": torch.zeros(self.receptance.weight.shape),
+            "value.weight": torch.zeros(self.value.weight.shape),
+        }
+
+
+class ChannelMixing7(ChannelMixing):
+    """RWKV-7: no receptance."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__(config, layer)
+        self.x_k = vector(config.width)
+
+    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+        """Squared ReLU of the shifted input."""
+        (x_k,) = interpolate(x, before, (self.x_k,))
+        return self.expand(x_k)
+
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """RWKV-LM, ``RWKV-v7/train_temp``."""
+        return {
+            "x_k": 1 - ramp(self.x_k.numel()) ** (self.depth.falling**4),
+            "key.weight": orthogonal(self.key.weight.shape, generator),
+            "value.weight": torch.zeros(self.value.weight.shape),
+        }
