@@ -121,15 +121,15 @@ class RWKV(nn.Module):
 
         Args:
             tokens: [B, T] ids, int64 (or int32).
-            state: of B streams, as the last call returned it; never written into. None at the start of a text.
+            state: of B streams, as the last call returned it, never written into; None at the start.
             starts: [B, T] bool, the first token of each document where several are packed in a row: at these
                 tokens the state starts anew.
             implementation: of the recurrence, by name; by default the best one (see ``rookery.ops``).
             last_only: compute the logits of the last position alone.
 
         Returns:
-            logits [B, T, N] (or [B, 1, N]) in the dtype of the weights (under autocast, in its dtype), and the
-            state after the last token: shifts in the dtype of the activations, ``wkv`` in float32.
+            logits [B, T, N] (or [B, 1, N]) in the dtype of the weights (under autocast, in its dtype), and
+            the state after the last token: shifts in the dtype of the activations, ``wkv`` in float32.
 
         Raises:
             ConfigError: tokens or starts of a wrong shape or dtype, no tokens, or an id outside of the
