@@ -145,8 +145,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "top_k": (int, 0, _FINITE),
     "top_p": (float, 0.0, 1.0),
     "min_p": (float, 0.0, 1.0),
-    "presence_penalty": (float, -_FINITE, _FINITE),
-    "frequency_penalty": (float, -_FINITE, _FINITE),
+    "presence_penalty": (float, -1e3, 1e3),
+    "frequency_penalty": (float, -1e3, 1e3),
     "penalty_decay": (float, 0.0, 1.0),
     "repetition_penalty": (float, 1e-3, 1e3),
     "seed": (int, 0, _WORD - 1),
@@ -160,13 +160,15 @@ _ACCEPTED: dict[type, tuple[type, ...]] = {
 
 
 def _in_range(value: Any, kind: type, low: float, high: float) -> bool:
-    return isinstance(value, _ACCEPTED[kind]) and not isinstance(value, bool) and low <= value <= high
+    if isinstance(value, bool) or not isinstance(value, _ACCEPTED[kind]):
+        return False
+    return low <= kind(value) <= high
 
 
 def _describe(kind: type, low: float, high: float) -> str:
     number = "an integer" if kind is int else "a number"
     if high == _FINITE:
-        return number if low == -_FINITE else f"{number}, {low:g} or more"
+        return f"{number}, {low:g} or more"
     return f"{number} from {low:g} to {high:g}" if high < _WORD - 1 else f"{number} from 0 to 2**64 - 1"
 
 
