@@ -1,4 +1,4 @@
-"""Runs models of a folder in the PyPI package ``rwkv``; a program, because that package is set up by environment.
+"""Runs the models of a folder in the PyPI package ``rwkv``: a program, since environment sets its mode.
 
 python rwkv_oracle.py FOLDER        writes NAME.npz beside each NAME.pth: for each length, logits and state
 """
