@@ -89,9 +89,9 @@ def test_an_empty_array() -> None:
 
 @pytest.mark.parametrize("encode", [WorldTokenizer.encode, WorldTokenizer.encode_array])
 def test_a_lone_surrogate_is_named_with_its_position(encode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "_PIECE", 2)
-    with pytest.raises(TokenizerError, match=r"character 5 .* U\+D83D"):
-        encode(WorldTokenizer(), "Hi 你 \ud83d!")
+    monkeypatch.setattr(world, "_PIECE", 400)
+    with pytest.raises(TokenizerError, match=r"character 2005 .* U\+D83D"):
+        encode(WorldTokenizer(), "words " * 333 + "Hi 你好: \ud83d!")
 
 
 @pytest.mark.parametrize(

@@ -91,9 +91,7 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """U+FFFD if the text ended inside a character, else nothing; the decoder is then as new."""
-        rest = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return rest
+        return self._decoder.decode(b"", final=True)
 
     def fork(self) -> StreamDecoder:
         """A second decoder that goes on from here by itself."""
