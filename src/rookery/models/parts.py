@@ -7,18 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HeadNorm", "full_precision", "low_rank", "vector"]
+__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vector"]
 
-# Published models are trained with it, written as 1e-5 on outputs divided by 8. It is no detail: the
+# Models are trained with it since RWKV-5.1, written as 1e-5 on outputs divided by 8. It is no detail: the
 # median variance of a head's output is near 1e-6.
-_HEAD_NORM_EPSILON = 64e-5
+HEAD_NORM_EPSILON = 64e-5
 
 
 class HeadNorm(nn.GroupNorm):
     """``ln_x``: normalises each head of each position by itself; weight and bias are [A]."""
 
-    def __init__(self, num_heads: int, attention_width: int):
-        super().__init__(num_heads, attention_width, eps=_HEAD_NORM_EPSILON)
+    def __init__(self, num_heads: int, attention_width: int, *, eps: float = HEAD_NORM_EPSILON):
+        super().__init__(num_heads, attention_width, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
         """[B, T, H, V] -> [B, T, A]."""

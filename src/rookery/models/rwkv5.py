@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, zigzag
-from rookery.models.parts import HeadNorm, full_precision, vector
+from rookery.models.parts import HEAD_NORM_EPSILON, HeadNorm, full_precision, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.models.token_shift import interpolate, previous
 from rookery.ops import wkv5
@@ -31,6 +31,8 @@ __all__ = ["TimeMixing50", "TimeMixing51", "TimeMixing52"]
 
 class _TimeMixing5(TimeMixing):
     """What the variants share: heads with a matrix for a state."""
+
+    head_norm_epsilon: ClassVar[float] = HEAD_NORM_EPSILON
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__(config, layer)
@@ -42,7 +44,7 @@ class _TimeMixing5(TimeMixing):
         self.key = nn.Linear(D, A, bias=False)
         self.value = nn.Linear(D, A, bias=False)
         self.output = nn.Linear(A, D, bias=False)
-        self.ln_x = HeadNorm(config.num_heads, A)
+        self.ln_x = HeadNorm(config.num_heads, A, eps=self.head_norm_epsilon)
 
     def forward(
         self,
@@ -170,7 +172,9 @@ class _Gate(_TimeMixing5):
 
 
 class TimeMixing50(_DecayOfHead):
-    """RWKV-5.0."""
+    """RWKV-5.0, trained before the outputs of heads were divided by 8 on their way into ``ln_x``."""
+
+    head_norm_epsilon: ClassVar[float] = 1e-5
 
 
 class TimeMixing51(_Gate, _DecayOfHead):
