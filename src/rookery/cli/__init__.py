@@ -115,13 +115,18 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+    import shutil
+    from argparse import ArgumentParser, HelpFormatter, RawDescriptionHelpFormatter
+
+    def formatter(prog: str) -> HelpFormatter:
+        width = min(shutil.get_terminal_size().columns, 110)
+        return RawDescriptionHelpFormatter(prog, max_help_position=28, width=width)
 
     module = import_module(f"rookery.cli.{verb}")
     parser = ArgumentParser(
         prog=f"rookery {verb}",
         description=module.HELP,
-        formatter_class=RawDescriptionHelpFormatter,
+        formatter_class=formatter,
         # An abbreviation that works today is ambiguous once an option is added.
         allow_abbrev=False,
     )

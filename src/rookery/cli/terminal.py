@@ -1,0 +1,23 @@
+"""A model's text on standard output."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["interactive", "write_text"]
+
+# Control characters but tab and newline, shown as the pictures that Unicode has of them: what a model writes
+# must not move the cursor, colour the screen, or set the clipboard.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def interactive() -> bool:
+    """A person reads and types, rather than a program."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def write_text(piece: str) -> None:
+    """Write a piece of a model's text at once; to a file or a pipe exactly, to a terminal safely."""
+    sys.stdout.write(piece.translate(_PICTURES) if sys.stdout.isatty() else piece)
+    sys.stdout.flush()
