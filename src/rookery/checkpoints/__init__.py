@@ -8,6 +8,7 @@ Hugging Face folders (transformers' RWKV-4, flash-linear-attention's RWKV-7). Wr
 from __future__ import annotations
 
 from rookery.checkpoints.checkpoint import DTYPES, Checkpoint, assemble, cast, check_finite
+from rookery.checkpoints.huggingface import save_huggingface
 from rookery.checkpoints.loading import load
 from rookery.checkpoints.saving import save
 from rookery.checkpoints.schema import config_from_tensors, expected_shapes, optional_shapes
@@ -23,4 +24,5 @@ __all__ = [
     "load",
     "optional_shapes",
     "save",
+    "save_huggingface",
 ]

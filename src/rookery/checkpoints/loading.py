@@ -11,9 +11,12 @@ import numpy as np
 from rookery.checkpoints import checkpoint as _checkpoint
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.huggingface import is_huggingface, load_huggingface
 from rookery.checkpoints.rwkv_cpp import MAGIC as RWKV_CPP_MAGIC
 from rookery.checkpoints.rwkv_cpp import read_rwkv_cpp
 from rookery.checkpoints.safetensors_file import read_safetensors
+from rookery.checkpoints.torch_file import LEGACY_MAGIC, read_torch
+from rookery.checkpoints.torch_file import MAGIC as ZIP_MAGIC
 from rookery.errors import CheckpointError
 
 __all__ = ["load"]
@@ -43,6 +46,8 @@ def load(path: str | Path, *, check_finite: bool = False) -> Checkpoint:
 
 
 def _load_folder(folder: Path) -> Checkpoint:
+    if is_huggingface(folder):
+        return load_huggingface(folder)
     model = folder / "model.safetensors"
     if model.is_file():
         return _load_file(model)
@@ -66,16 +71,23 @@ def _read_rwkv_cpp(path: Path) -> Contents:
     return read_rwkv_cpp(path), tokenizer_spec.read_beside(path)
 
 
+def _read_torch(path: Path) -> Contents:
+    return read_torch(path), tokenizer_spec.read_beside(path)
+
+
 Reader = Callable[[Path], Contents]
 
 # What a file is, told by its first bytes: how to read it.
 _READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (lambda head: head.startswith(ZIP_MAGIC), _read_torch),
     (lambda head: head.startswith(RWKV_CPP_MAGIC), _read_rwkv_cpp),
     (lambda head: head[8:9] == b"{", _read_safetensors),
 )
 
 # Files that other programs call models, told by their first bytes: why they are not read.
 _REFUSED: dict[bytes, str] = {
+    LEGACY_MAGIC[:14]: "is of torch's format before 1.6; write it anew with a current torch: "
+    "torch.save(torch.load(path, weights_only=True), new_path)",
     b"GGUF": "is a GGUF file, which is not supported; convert from the original .pth or .safetensors",
     b"lmgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",
     b"tjgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",

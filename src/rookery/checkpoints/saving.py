@@ -10,6 +10,7 @@ from typing import BinaryIO
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, assemble
 from rookery.checkpoints.safetensors_file import write_safetensors
+from rookery.checkpoints.torch_file import write_torch
 from rookery.errors import CheckpointError
 from rookery.files import atomic_write
 
@@ -56,6 +57,19 @@ def _save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
         write_safetensors(file, checkpoint.tensors, metadata)
 
 
+def _save_torch(checkpoint: Checkpoint, path: Path) -> None:
+    with writing(path) as file:
+        write_torch(file, checkpoint.tensors)
+    beside = tokenizer_spec.sidecar(path)
+    if checkpoint.tokenizer is not None:
+        with writing(beside) as file:
+            file.write(tokenizer_spec.encode(checkpoint.tokenizer).encode())
+    else:
+        # It would be of the model that was replaced.
+        beside.unlink(missing_ok=True)
+
+
 _WRITERS: dict[str, Callable[[Checkpoint, Path], None]] = {
     ".safetensors": _save_safetensors,
+    ".pth": _save_torch,
 }

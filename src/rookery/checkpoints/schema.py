@@ -18,7 +18,7 @@ import numpy as np
 from rookery.config import ModelConfig, Version, sized
 from rookery.errors import CheckpointError, ConfigError
 
-__all__ = ["config_from_tensors", "expected_shapes", "fit", "optional_shapes"]
+__all__ = ["config_from_tensors", "expected_shapes", "fit", "optional_shapes", "refuse_other_kinds"]
 
 Shape = tuple[int, ...]
 Row = tuple[str | int, ...]
@@ -187,7 +187,7 @@ def config_from_tensors(
             a tensor that the configuration is read from is missing or has a strange shape.
     """
     shapes = {name: _shape(value) for name, value in tensors.items()}
-    _refuse_other_kinds(shapes, path)
+    refuse_other_kinds(shapes, path)
     return _Reader(shapes, path).config()
 
 
@@ -287,8 +287,13 @@ _OTHER_KINDS: tuple[tuple[Callable[[set[str]], bool], str], ...] = (
 )
 
 
-def _refuse_other_kinds(shapes: Mapping[str, Shape], path: str | Path | None) -> None:
-    names = set(shapes)
+def refuse_other_kinds(names: Iterable[str], path: str | Path | None) -> None:
+    """Refuse a file whose names show that it is something else than a whole RWKV model in official form.
+
+    Raises:
+        CheckpointError: says what the file is, and what to use instead.
+    """
+    names = {str(name) for name in names}
     for matches, problem in _OTHER_KINDS:
         if matches(names):
             raise CheckpointError(path, problem)
