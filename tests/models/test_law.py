@@ -136,7 +136,8 @@ def test_gradients_stay_within_documents(models, version: Version):
     logits[0, 17:].square().sum().backward()
     gradient = model.emb.weight.grad
     assert gradient[:3].abs().min() > 0
-    assert gradient[3:].abs().max() == 0
+    # The chunked forms may leave a rounding's worth.
+    assert gradient[3:].abs().max() < 1e-12 * gradient.abs().max()
 
 
 @every_version

@@ -87,9 +87,9 @@ def test_half_precision_stays_close(random_model, version: Version, dtype: torch
     assert state.time_shift.dtype == state.channel_shift.dtype == dtype
     assert state.wkv.dtype == torch.float32
     assert again.isfinite().all()
-    # Three layers of roundings to 8 or 11 bits. Measured: at most 0.031 and 0.005, and 0.1 and 0.011 for 5.0,
-    # whose small epsilon lets heads that are almost zero count in full.
-    bound = 0.05 if version != "5.0" else 0.15
+    # Measured over 18 models and texts: at most 0.038 and 0.0045, and for 5.0, whose small epsilon lets heads
+    # that are almost zero count in full, 0.082 and 0.011.
+    bound = 0.06 if version != "5.0" else 0.12
     assert distance(logits.float(), wanted) < (bound if dtype == torch.bfloat16 else bound / 8)
 
 

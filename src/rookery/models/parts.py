@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vector"]
 
@@ -14,16 +15,20 @@ __all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vecto
 HEAD_NORM_EPSILON = 64e-5
 
 
-class HeadNorm(nn.GroupNorm):
+class HeadNorm(nn.Module):
     """``ln_x``: normalises each head of each position by itself; weight and bias are [A]."""
 
-    def __init__(self, num_heads: int, attention_width: int, *, eps: float = HEAD_NORM_EPSILON):
-        super().__init__(num_heads, attention_width, eps=eps)
+    def __init__(self, attention_width: int, *, eps: float = HEAD_NORM_EPSILON):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(attention_width))
+        self.bias = nn.Parameter(torch.zeros(attention_width))
+        self.eps = eps
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+    def forward(self, y: Tensor) -> Tensor:
         """[B, T, H, V] -> [B, T, A]."""
-        B, T, H, V = input.shape
-        return super().forward(input.reshape(B * T, H * V)).view(B, T, H * V)
+        # A group norm over [B T, A] is the same, but takes 5 times as long on a CPU.
+        normal = F.layer_norm(y, y.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias, normal.flatten(2), self.weight)
 
 
 def vector(size: int) -> nn.Parameter:

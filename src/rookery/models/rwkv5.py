@@ -44,7 +44,7 @@ class _TimeMixing5(TimeMixing):
         self.key = nn.Linear(D, A, bias=False)
         self.value = nn.Linear(D, A, bias=False)
         self.output = nn.Linear(A, D, bias=False)
-        self.ln_x = HeadNorm(config.num_heads, A, eps=self.head_norm_epsilon)
+        self.ln_x = HeadNorm(A, eps=self.head_norm_epsilon)
 
     def forward(
         self,

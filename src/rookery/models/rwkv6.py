@@ -55,7 +55,7 @@ class TimeMixing6(TimeMixing):
         self.value = nn.Linear(D, A, bias=False)
         self.gate = nn.Linear(D, A, bias=False)
         self.output = nn.Linear(A, D, bias=False)
-        self.ln_x = HeadNorm(H, A)
+        self.ln_x = HeadNorm(A)
 
     def forward(
         self,

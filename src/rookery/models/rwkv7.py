@@ -68,7 +68,7 @@ class TimeMixing7(TimeMixing):
         self.key = nn.Linear(D, A, bias=False)
         self.value = nn.Linear(D, A, bias=False)
         self.output = nn.Linear(A, D, bias=False)
-        self.ln_x = HeadNorm(H, A)
+        self.ln_x = HeadNorm(A)
 
     def forward(
         self,
