@@ -6,6 +6,7 @@
     ├── StateError           a recurrent state that does not belong to the model, or a broken state file
     ├── TokenizerError       no tokenizer, a broken tokenizer file, text it cannot encode
     ├── DataError            training or evaluation data that cannot be used
+    ├── TrainingError        training that cannot go on: a loss or a gradient that is not finite
     └── MissingExtraError    an optional dependency is not installed (also an ImportError)
 
 A message says what was wrong, where, and what to do. The command line prints it without a traceback.
@@ -25,6 +26,7 @@ __all__ = [
     "RookeryError",
     "StateError",
     "TokenizerError",
+    "TrainingError",
     "require",
 ]
 
@@ -63,6 +65,10 @@ class TokenizerError(RookeryError, ValueError):
 
 class DataError(RookeryError, ValueError):
     """Training or evaluation data that cannot be used; the message names the file."""
+
+
+class TrainingError(RookeryError, ArithmeticError):
+    """Training that cannot go on: a loss or a gradient that is not finite; the message names the step."""
 
 
 class MissingExtraError(RookeryError, ImportError):
