@@ -1,8 +1,8 @@
 """Rows of tokens from documents, and the order in which training sees them.
 
-Documents lie one after the other in one long array. Where there are several, each begins with the end of text of
-the tokenizer, if it has one, and the first token of each is marked in ``starts``: there the state is new. Rows are
-windows of that array, so a row may hold the end of one document and the beginning of the next.
+Documents lie one after the other in one long array. Where there are several, each begins with the end of text
+of the tokenizer, if it has one, and the first token of each is marked in ``starts``: there the state is new.
+Rows are windows of that array, so a row may hold the end of one document and the beginning of the next.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class TrainingOrder:
 
     An epoch is the stream cut into windows of T tokens, beginning at a random offset, in random order; both
     are drawn anew for each epoch from (seed, epoch). Sample i is window i mod n of epoch i // n, and step s
-    has the samples s B .. s B + B - 1. So a run that is resumed goes on with the rows that it would have seen,
-    and any number of micro-batches sees the same rows.
+    has the samples s B .. s B + B - 1. So a resumed run goes on with the rows it would have seen, and any
+    number of micro-batches sees the same rows.
 
     Args:
         stream: what to learn from.

@@ -75,7 +75,7 @@ def plot_loss(rows: Sequence[Metrics], path: str | Path, *, title: str | None = 
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """The mean of the losses around each: of up to a twentieth as many steps before it (at most 100), and after.
+    """The mean of the losses around each step s: of about s / 20 before it, at most 100, and as many after.
 
     At the ends the span shrinks on both sides alike, so that the fast fall at the beginning is not flattened.
     """
