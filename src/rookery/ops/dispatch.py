@@ -7,13 +7,13 @@ the first row that serves the call (device, dtype, number of tokens, what is ins
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from rookery.errors import ConfigError, StateError
+from rookery.ops.precision import full_precision
 
 __all__ = ["Implementation", "call", "check_shape", "check_state", "choose"]
 
@@ -164,8 +164,10 @@ def call(
     device = v.device.type
     row = choose(table, device=device, dtype=dtype, tokens=T, forced=forced)
     before = fresh_state(dtype) if state is None else state.to(dtype)
-    # Autocast would round the products inside the recurrence to bfloat16: the state needs float32.
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    with torch.autocast(device, enabled=False) if autocast else nullcontext():
+    if starts is not None:
+        # Whatever a state holds, even nan, a document that starts with the row must not see it.
+        unseen = starts[:, 0].view(-1, *(1,) * (before.dim() - 1))
+        before = torch.where(unseen, fresh_state(dtype), before)
+    with full_precision(device):
         y, after = row.run(*(x.to(dtype) for x in inputs), before, starts)
     return y.to(v.dtype), after

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.wkv5.chunked import wkv5_chunked
 from rookery.ops.wkv5.reference import wkv5_reference
 
 __all__ = ["IMPLEMENTATIONS", "wkv5"]
 
-IMPLEMENTATIONS = (Implementation(name="reference", run=wkv5_reference),)
+IMPLEMENTATIONS = (
+    Implementation(name="chunked", run=wkv5_chunked, min_tokens=8),
+    Implementation(name="reference", run=wkv5_reference),
+)
 
 
 def wkv5(

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.wkv6.chunked import wkv6_chunked
 from rookery.ops.wkv6.reference import wkv6_reference
 
 __all__ = ["IMPLEMENTATIONS", "wkv6"]
 
-IMPLEMENTATIONS = (Implementation(name="reference", run=wkv6_reference),)
+IMPLEMENTATIONS = (
+    Implementation(name="chunked", run=wkv6_chunked, min_tokens=8),
+    Implementation(name="reference", run=wkv6_reference),
+)
 
 
 def wkv6(

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.wkv7.chunked import wkv7_chunked
 from rookery.ops.wkv7.reference import wkv7_reference
 
 __all__ = ["IMPLEMENTATIONS", "wkv7"]
 
-IMPLEMENTATIONS = (Implementation(name="reference", run=wkv7_reference),)
+IMPLEMENTATIONS = (
+    Implementation(name="chunked", run=wkv7_chunked, min_tokens=8),
+    Implementation(name="reference", run=wkv7_reference),
+)
 
 
 def wkv7(
