@@ -26,7 +26,7 @@ from rookery.ops import wkv6
 
 __all__ = ["TimeMixing6"]
 
-# The order of the five mixed inputs within time_maa_w1 and time_maa_w2.
+# Inputs whose shift depends on the data; time_maa_w1 and time_maa_w2 hold them in the order w, k, v, r, g.
 _MIXED = 5
 
 
@@ -96,12 +96,7 @@ class TimeMixing6(TimeMixing):
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v5``."""
-        D, A, H, K = (
-            self.config.width,
-            self.config.attention_width,
-            self.config.num_heads,
-            self.config.head_size,
-        )
+        D, A = self.config.width, self.config.attention_width
         rising, falling = self.depth.rising, self.depth.falling
         place = ramp(A, closed=True)
         return {
@@ -116,7 +111,7 @@ class TimeMixing6(TimeMixing):
             "time_decay": -6 + 5 * place ** (0.7 + 1.3 * rising),
             "time_decay_w1": torch.zeros(self.time_decay_w1.shape),
             "time_decay_w2": uniform(self.time_decay_w2.shape, generator, bound=0.01),
-            "time_faaaa": (rising * (1 - place) + 0.1 * zigzag(A)).view(H, K),
+            "time_faaaa": rising * (1 - place) + 0.1 * zigzag(A),
             "receptance.weight": orthogonal((A, D), generator),
             "key.weight": orthogonal((A, D), generator, gain=0.1),
             "value.weight": orthogonal((A, D), generator),
