@@ -14,7 +14,7 @@ from rookery.checkpoints.schema import config_from_tensors, fit
 from rookery.config import ModelConfig
 from rookery.errors import CheckpointError
 
-__all__ = ["DTYPES", "Checkpoint", "assemble", "cast", "check_finite"]
+__all__ = ["DTYPES", "Checkpoint", "assemble", "cast", "check_finite", "checked_tensors"]
 
 # The dtypes that weights may have, by name.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -57,16 +57,30 @@ def assemble(
         CheckpointError: a tensor is missing, surplus, of a shape that does not fit, or of a dtype that
             weights do not have.
     """
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES.values():
-            raise CheckpointError(
-                path, f"has dtype {tensor.dtype}, but weights are {', '.join(DTYPES)}", tensor=name
-            )
+    _check_dtypes(tensors, path)
     config = config_from_tensors(tensors, path)
     fitted = fit(tensors, config, path)
     return Checkpoint(
         config=config, tensors=fitted, tokenizer=tokenizer, path=None if path is None else Path(path)
     )
+
+
+def checked_tensors(checkpoint: Checkpoint, path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint that is to be written, after a check that they are those of its config.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    _check_dtypes(checkpoint.tensors, path)
+    return fit(checkpoint.tensors, checkpoint.config, path)
+
+
+def _check_dtypes(tensors: Mapping[str, np.ndarray], path: str | Path | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise CheckpointError(
+                path, f"has dtype {tensor.dtype}, but weights are {', '.join(DTYPES)}", tensor=name
+            )
 
 
 def check_finite(checkpoint: Checkpoint) -> None:

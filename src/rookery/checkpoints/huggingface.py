@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rookery.checkpoints import tokenizer_spec
-from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.checkpoint import Checkpoint, assemble, checked_tensors
 from rookery.checkpoints.name_maps import names
 from rookery.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from rookery.checkpoints.saving import writing
@@ -104,15 +104,15 @@ def save_huggingface(checkpoint: Checkpoint, folder: str | Path) -> None:
         )
     if config.version == "7":
         _check_fla(config, folder)
-    whole = assemble(checkpoint.tensors, path=folder)
+    tensors = checked_tensors(checkpoint, folder)
     there: dict[str, np.ndarray] = {}
     for name, row in names(config.version, config.num_layers).items():
-        tensor = whole.tensors[name]
+        tensor = tensors[name]
         if row.transposed:
             tensor = tensor.T
         there[row.name] = tensor.reshape(-1) if row.flat else tensor
     metadata = {"format": "pt", tokenizer_spec.METADATA_KEY: tokenizer_spec.encode(checkpoint.tokenizer)}
-    settings = _SETTINGS[config.version](config) | {"torch_dtype": str(whole.tensors["emb.weight"].dtype)}
+    settings = _SETTINGS[config.version](config) | {"torch_dtype": str(tensors["emb.weight"].dtype)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

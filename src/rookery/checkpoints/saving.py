@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from rookery.checkpoints import tokenizer_spec
-from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.checkpoint import Checkpoint, checked_tensors
 from rookery.checkpoints.safetensors_file import write_safetensors
 from rookery.checkpoints.torch_file import write_torch
 from rookery.errors import CheckpointError
@@ -31,12 +32,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     writer = _WRITERS.get(path.suffix)
     if writer is None:
         raise CheckpointError(path, f"has no suffix of a format that is written: {', '.join(_WRITERS)}")
-    whole = assemble(checkpoint.tensors, tokenizer=checkpoint.tokenizer, path=path)
-    if whole.config != checkpoint.config:
-        raise CheckpointError(
-            path, f"is not written: its tensors are those of {whole.config}, not of {checkpoint.config}"
-        )
-    writer(whole, path)
+    writer(replace(checkpoint, tensors=checked_tensors(checkpoint, path)), path)
 
 
 @contextmanager
@@ -66,7 +62,10 @@ def _save_torch(checkpoint: Checkpoint, path: Path) -> None:
             file.write(tokenizer_spec.encode(checkpoint.tokenizer).encode())
     else:
         # It would be of the model that was replaced.
-        beside.unlink(missing_ok=True)
+        try:
+            beside.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(beside, f"cannot be removed: {error.strerror or error}") from error
 
 
 _WRITERS: dict[str, Callable[[Checkpoint, Path], None]] = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["StorageRef", "TensorRef", "dump_tensors", "load_tensors"]
+__all__ = ["StorageRef", "TensorRef", "UnreadablePickleError", "dump_tensors", "load_tensors"]
 
 # torch's storage classes, and the dtype of what they hold.
 _STORAGES: dict[str, str] = {
@@ -28,6 +28,10 @@ _STORAGES: dict[str, str] = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+
+
+class UnreadablePickleError(ValueError):
+    """A pickle that is broken, or uses what tensors in plain containers do not need."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def load_tensors(data: bytes) -> Any:
     """Read a pickle; tensors come back as ``TensorRef``, everything else as plain values.
 
     Raises:
-        ValueError: the pickle is broken, or uses a name or an opcode that plain tensors do not need.
+        UnreadablePickleError: the pickle is broken, or uses a name or an opcode that tensors do not need.
     """
     machine = _Machine()
     try:
@@ -85,13 +89,15 @@ def load_tensors(data: bytes) -> Any:
                 return machine.result()
             step = _STEPS.get(opcode.name)
             if step is None:
-                raise ValueError(
+                raise UnreadablePickleError(
                     f"uses the pickle opcode {opcode.name} at byte {position}, which tensors do not need"
                 )
             step(machine, argument)
-    except (IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"is a broken pickle: {type(error).__name__}: {error}") from error
-    raise ValueError("is a pickle without an end")
+    except UnreadablePickleError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UnreadablePickleError(f"is a broken pickle: {type(error).__name__}: {error}") from error
+    raise UnreadablePickleError("is a pickle without an end")
 
 
 class _Machine:
@@ -127,7 +133,7 @@ class _Machine:
 
     def result(self) -> Any:
         if len(self.stack) != 1:
-            raise ValueError(f"is a broken pickle: {len(self.stack)} values are left on its stack")
+            raise UnreadablePickleError(f"is a broken pickle: {len(self.stack)} values are left on its stack")
         return self.pop()
 
     def memoize(self, index: int) -> None:
@@ -138,7 +144,7 @@ class _Machine:
     def push_global(self, module: str, name: str) -> None:
         found = _Global(module, name)
         if found not in _CALLS and not (module == "torch" and name in _STORAGES):
-            raise ValueError(
+            raise UnreadablePickleError(
                 f"names {found}, which is neither a tensor nor a plain container; the file is refused, and "
                 "nothing of it was run. If you trust it, save its tensors alone by the program that wrote it"
             )

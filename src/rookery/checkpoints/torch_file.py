@@ -20,7 +20,13 @@ from numpy.lib.stride_tricks import as_strided
 from rookery.checkpoints.checkpoint import DTYPES
 from rookery.checkpoints.mapped_file import MappedFile
 from rookery.checkpoints.schema import refuse_other_kinds
-from rookery.checkpoints.tensor_pickle import StorageRef, TensorRef, dump_tensors, load_tensors
+from rookery.checkpoints.tensor_pickle import (
+    StorageRef,
+    TensorRef,
+    UnreadablePickleError,
+    dump_tensors,
+    load_tensors,
+)
 from rookery.errors import CheckpointError
 
 __all__ = ["LEGACY_MAGIC", "MAGIC", "read_torch", "write_torch"]
@@ -105,7 +111,7 @@ class _Archive:
             raise CheckpointError(self.path, f"its data.pkl has {self.entries[name].file_size} bytes")
         try:
             return load_tensors(self.archive.read(name))
-        except ValueError as error:
+        except UnreadablePickleError as error:
             raise CheckpointError(self.path, str(error)) from error
 
     def tensor(self, name: str, reference: TensorRef) -> np.ndarray:
