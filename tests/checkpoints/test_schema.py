@@ -129,7 +129,9 @@ def test_a_gap_between_layers_is_named(make_model: MakeModel) -> None:
     with pytest.raises(CheckpointError, match="layer 1 is missing"):
         assemble(without)
     with pytest.raises(CheckpointError, match="layer 2 is missing"):
-        assemble({n.replace("blocks.2.", "blocks.99999999999."): t for n, t in tensors.items()})
+        assemble({n.replace("blocks.2.", "blocks.999999."): t for n, t in tensors.items()})
+    with pytest.raises(CheckpointError, match="surplus"):
+        assemble({n.replace("blocks.2.", f"blocks.{'9' * 5000}."): t for n, t in tensors.items()})
 
 
 OTHER_KINDS = [

@@ -24,9 +24,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """A model's weights and what is needed to use them."""
+    """A model's weights and what is needed to use them. Two are equal only if they are one object."""
 
     config: ModelConfig
     """The shape of the model, read off its tensors."""

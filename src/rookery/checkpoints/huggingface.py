@@ -238,7 +238,9 @@ def _read_shards(index: Path) -> dict[str, np.ndarray]:
 
 def _to_official(there: dict[str, np.ndarray], version: str, folder: Path) -> dict[str, np.ndarray]:
     there = _split_fused_mixing(there, folder) if version == "7" else there
-    layers = {int(match[1]) for name in there if (match := re.search(r"\.(?:blocks|layers)\.(\d+)\.", name))}
+    layers = {
+        int(match[1]) for name in there if (match := re.search(r"\.(?:blocks|layers)\.(\d{1,6})\.", name))
+    }
     rows = names(version, len(layers))
     surplus = [name for name in there if name not in {row.name for row in rows.values()}]
     if surplus:

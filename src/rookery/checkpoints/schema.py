@@ -340,7 +340,7 @@ class _Reader:
         return "5.1" if "att.gate.weight" in block else "5.0"
 
     def num_layers(self) -> int:
-        layers = {int(match[1]) for name in self.shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
+        layers = {int(match[1]) for name in self.shapes if (match := re.match(r"blocks\.(\d{1,6})\.", name))}
         missing = next((layer for layer in range(len(layers)) if layer not in layers), None)
         if not layers or missing is not None:
             missing = missing or 0
