@@ -1,7 +1,7 @@
 """The four recurrences of RWKV as differentiable torch functions.
 
 Each takes the state before the first token and gives the state after the last one, so that a sequence can be
-cut anywhere. Each has several implementations that compute the same; `chosen` says which one a call would use.
+cut anywhere. Each has several implementations that compute the same; `chosen` says which one a call uses.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ __all__ = ["DocumentMasks", "document_masks", "from_chunks", "segments", "to_chu
 
 
 def to_chunks(x: Tensor, length: int) -> Tensor:
-    """[B, T, H, K] -> a view [n, B, H, C, K] of n chunks of C = `length` tokens, the last one padded with zeros.
+    """[B, T, H, K] -> a view [n, B, H, C, K] of n chunks of C = `length` tokens, the last padded with zeros.
 
     Chunks come first, so that one step of the pass over the chunks reads memory that lies together.
     """
@@ -60,8 +60,8 @@ def document_masks(starts: Tensor, length: int) -> DocumentMasks:
 def segments(tokens: int, length: int, heads: int, device: str) -> list[slice]:
     """Cut T tokens into runs of whole chunks that are computed together, and a rest; as slices of time.
 
-    On a CPU a run has about 128 chunks of single heads, whose tensors then stay in the second-level cache (products
-    of 128 small matrices run at twice the speed of 1024 there). Elsewhere all is one run.
+    On a CPU a run has about 128 chunks of single heads, whose tensors then stay in the second-level cache
+    (products of 128 small matrices run there at twice the speed of 1024). Elsewhere all is one run.
     """
     run = max(1, 128 // heads) * length if device == "cpu" else tokens
     whole = tokens - tokens % length

@@ -20,11 +20,16 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
-from rookery.ops.wkv4.reference import fresh, wkv4_reference
+from rookery.ops.wkv4.chunked import wkv4_chunked
+from rookery.ops.wkv4.reference import wkv4_reference
+from rookery.state import NO_MAXIMUM
 
 __all__ = ["IMPLEMENTATIONS", "wkv4"]
 
-IMPLEMENTATIONS = (Implementation(name="reference", run=wkv4_reference),)
+IMPLEMENTATIONS = (
+    Implementation(name="chunked", run=wkv4_chunked, min_tokens=8),
+    Implementation(name="reference", run=wkv4_reference),
+)
 
 
 def wkv4(
@@ -49,8 +54,8 @@ def wkv4(
         implementation: "reference" or "chunked"; None chooses.
 
     Returns:
-        y [B, T, A] in the dtype of v, and the state after the last token, [B, 3, A], in float32 (float64 where
-        an input is). All is computed in that dtype.
+        y [B, T, A] in the dtype of v, and the state after the last token, [B, 3, A], in float32 (float64
+        where an input is). All is computed in that dtype.
 
     Raises:
         ConfigError: shapes, dtypes or options that do not fit.
@@ -67,6 +72,8 @@ def wkv4(
         check_state("wkv4", state, (B, 3, A), "[B, 3, A]", v.device)
 
     def fresh_state(dtype: torch.dtype) -> Tensor:
-        return fresh(dtype, v.device)[:, None].expand(B, 3, A)
+        fresh = torch.zeros(B, 3, A, dtype=dtype, device=v.device)
+        fresh[:, 2] = NO_MAXIMUM
+        return fresh
 
     return call("wkv4", IMPLEMENTATIONS, (log_w, u, k, v), v, state, fresh_state, starts, implementation)

@@ -1,4 +1,8 @@
-"""RWKV-4's recurrence, one token after the other: what every other implementation is measured against."""
+"""RWKV-4's recurrence, one token after the other: what every other implementation is measured against.
+
+Exponents are added up in float64. In float32 a maximum of 60 is rounded by 2e-6 with each token's decay, always the
+same way, and after 1000 tokens the weight of the past would be off by 1e-3.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,7 @@ from torch import Tensor
 
 from rookery.state import NO_MAXIMUM
 
-__all__ = ["fresh", "wkv4_reference"]
-
-
-def fresh(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(numerator, denominator, maximum) before any token, [3], the same for every channel."""
-    return torch.tensor([0.0, 0.0, NO_MAXIMUM], dtype=dtype, device=device)
+__all__ = ["wkv4_reference"]
 
 
 def wkv4_reference(
@@ -24,19 +23,21 @@ def wkv4_reference(
     starts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The arguments of `rookery.ops.wkv4`, in one dtype."""
-    new = fresh(state.dtype, state.device)[:, None]
+    log_w, u, k = (x.double() for x in (log_w, u, k))
+    a, b, p = state.unbind(1)
+    p = p.double()
     outputs = []
     for t in range(v.shape[1]):
         if starts is not None:
-            state = torch.where(starts[:, t, None, None], new, state)
-        a, b, p = state.unbind(1)
+            start = starts[:, t, None]
+            a, b, p = torch.where(start, 0, a), torch.where(start, 0, b), torch.where(start, NO_MAXIMUM, p)
         key, value = k[:, t], v[:, t]
 
         q = torch.maximum(p, u + key)
-        past, present = (p - q).exp(), (u + key - q).exp()
+        past, present = (p - q).to(v.dtype).exp(), (u + key - q).to(v.dtype).exp()
         outputs.append((past * a + present * value) / (past * b + present))
 
         q = torch.maximum(p + log_w, key)
-        past, present = (p + log_w - q).exp(), (key - q).exp()
-        state = torch.stack([past * a + present * value, past * b + present, q], dim=1)
-    return torch.stack(outputs, dim=1), state
+        past, present = (p + log_w - q).to(v.dtype).exp(), (key - q).to(v.dtype).exp()
+        a, b, p = past * a + present * value, past * b + present, q
+    return torch.stack(outputs, dim=1), torch.stack([a, b, p.to(v.dtype)], dim=1)

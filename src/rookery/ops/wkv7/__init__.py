@@ -4,8 +4,8 @@
     y_t = r_t S_t
 
 Per head, with rows r, w, k, a, b of K channels, v and y of V channels, and the state S [K, V] (the paper
-writes its transpose). The model sets a = -kk and b = kk * iclr: what the state holds along the removal key kk is
-taken out, and k^T v is put in. ``reference.py`` is the loop.
+writes its transpose). The model sets a = -kk and b = kk * iclr: what the state holds along the removal key kk
+is taken out, and k^T v is put in. ``reference.py`` is the loop.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""RWKV-7's recurrence, time-parallel: matrix products inside chunks, and one pass of the state over the chunks.
+"""RWKV-7's recurrence, time-parallel: matrix products inside chunks, and a pass of the state over the chunks.
 
 Inside a chunk of C tokens, with P_t the decay from the chunk's middle to after token t, and
 
-    r~_t = r_t P_t    a~_t = a_t P_{t-1}    k~_t = k_t / P_t    b~_t = b_t / P_t    X = [r~; a~]    E = [k~; b~]
+    r~_t = r_t P_t    a~_t = a_t P_{t-1}    X = [r~; a~]
+    k~_t = k_t / P_t  b~_t = b_t / P_t      E = [k~; b~]
 
 the state need not be formed at each token. What a reads from it, U, and what comes out, Y, are
 
@@ -10,13 +11,13 @@ the state need not be formed at each token. What a reads from it, U, and what co
     Y = tril(r~ k~^T) V + tril(r~ b~^T) U + r~ S
     S' = g (S + k~^T V + b~^T U)
 
-where S is the state before the chunk, already decayed to the chunk's middle, and S' the state after it, decayed to
-the next one's middle by g (the last one's: to the end). With the middle as their origin, P and 1/P stay within
+where S is the state before the chunk, already decayed to the chunk's middle, and S' the state after it, decayed
+to the next one's middle by g (the last one's: to the end). With the middle as their origin, P and 1/P stay within
 e^(0.6065 C/2) for the model's decays, a factor of 128.
 
 The backward pass is written out, because it then keeps no more than the states between chunks: it forms X, E, M
-and U again and mirrors each product above. The origin of P cancels in the gradient of log_w, and with it each pair
-of tokens on one side of the decay; what is left are sums over the tokens after it.
+and U again and mirrors each product above. The origin of P cancels in the gradient of log_w, and with it each
+pair of tokens on one side of the decay; what is left are sums over the tokens after it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from rookery.ops.wkv7.reference import wkv7_reference
 __all__ = ["wkv7_chunked"]
 
 CHUNK = 16
-# The model's decays are above -0.6065. Below -5 powers of a chunk's decays would leave float32, and rounding would
-# swamp the gradient of log_w (of the order of the decay itself): the loop computes those.
+# The model's log_w is above -0.6065. Far below that, products of a chunk's decays leave float32, and rounding
+# swamps the gradient of log_w, which is of the order of the decay itself: there the loop takes over.
 STRONGEST_LOG_DECAY = -5.0
 
 
@@ -49,7 +50,7 @@ def wkv7_chunked(
     state: Tensor,
     starts: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The arguments of `rookery.ops.wkv7`, in one dtype. Where log_w goes below -5, it is the sequential loop."""
+    """The arguments of `rookery.ops.wkv7`, in one dtype. Where log_w goes below -5, the loop takes over."""
     if log_w.detach().amin() < STRONGEST_LOG_DECAY:
         return wkv7_reference(r, log_w, k, v, a, b, state, starts)
     return _Chunked.apply(r, log_w, k, v, a, b, state, starts)  # pyright: ignore[reportReturnType]
@@ -169,7 +170,7 @@ def _segment(inputs: list[Tensor], starts: Tensor | None, part: slice) -> _Segme
 
 
 def _forward(segment: _Segment, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Y [n N, C, V] of a segment, and the states [n + 1, N, K, V] before each of its chunks and after the last."""
+    """Y [n N, C, V] of a segment, and the states before each of its chunks and after it, [n + 1, N, K, V]."""
     n, N, K, _ = segment.step.shape
     C, V = CHUNK, before.shape[2]
     values, readers, writers = (
@@ -201,7 +202,7 @@ class _Gradients(NamedTuple):
 def _backward(segment: _Segment, states: Tensor, dy: Tensor, dstate: Tensor, grads: _Gradients) -> Tensor:
     """Write the gradients of a segment's inputs; returns that of the state before it, [N, K, V].
 
-    Names: dx is the gradient of x. dy is [n, B, H, C, V]; dstate, [N, K, V], that of the state after the segment.
+    dx is the gradient of x: dy [n, B, H, C, V], and dstate [N, K, V] of the state after the segment.
     """
     n, N, K, V = states[:-1].shape
     C = CHUNK
