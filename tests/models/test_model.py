@@ -259,3 +259,14 @@ def test_building_a_model_on_the_meta_device_takes_no_memory():
     with torch.device("meta"):
         model = RWKV(sized("7", vocab_size=65536, width=4096, num_layers=32))
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_the_length_of_the_removal_key_does_not_matter(random_model, tokens: Tensor):
+    """It is normalised with an epsilon of 1e-12, below the length of any key that is not zero."""
+    model = random_model(config_of("7"))
+    with torch.no_grad():
+        wanted, _ = model(tokens)
+        for block in model.blocks:
+            block.att.k_k.mul_(2.0**-30)
+        logits, _ = model(tokens)
+    torch.testing.assert_close(logits, wanted)
