@@ -123,9 +123,13 @@ def _greet(model: LanguageModel, path: str) -> None:
     print(
         f"\n\033[1mrookery chat\033[0m  {path}\n"
         f"\033[2mRWKV-{model.config.version}  ·  {parameters / 1e6:,.1f} M parameters  ·  "
-        f"{state_bytes(model.config) / 1e6:,.1f} MB of state, however long you talk\n"
+        f"{_size(state_bytes(model.config))} of state, however long you talk\n"
         f"/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves\033[0m\n"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def _status(conversations: Conversations) -> str:

@@ -1,0 +1,209 @@
+"""What importing costs, what works without torch, and the names that the modules offer."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import rookery
+
+MODULES = ["rookery"] + [
+    module.name
+    for module in pkgutil.walk_packages(rookery.__path__, "rookery.")
+    if not module.name.endswith("__main__")
+]
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints."""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def without_torch(tmp_path) -> dict[str, str]:
+    """An environment in which torch and what comes with the extras cannot be imported."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'matplotlib'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+    )
+    return {"PYTHONPATH": str(tmp_path)}
+
+
+def test_importing_takes_under_a_fifth_of_a_second_and_no_torch():
+    code = (
+        "import time; start = time.perf_counter(); import rookery; seconds = time.perf_counter() - start\n"
+        "import sys; assert not {'torch', 'numpy'} & set(sys.modules); print(seconds)"
+    )
+    # The best of several: what else the machine does is not of interest here.
+    assert min(float(python(code)) for _ in range(3)) < 0.2
+
+
+def test_the_whole_help_takes_under_a_third_of_a_second():
+    import time
+
+    def measure() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "rookery", "--help"], capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(measure() for _ in range(3)) < 0.3
+
+
+def test_generate_is_imported_without_torch():
+    python("import rookery, sys; rookery.load, rookery.Session; assert 'torch' not in sys.modules")
+
+
+def test_what_works_without_torch(without_torch, byte_model_arrays):
+    path = byte_model_arrays
+    python("import rookery, rookery.tokenizers, rookery.checkpoints, rookery.generate", **without_torch)
+    python("from rookery.tokenizers import named; assert named('world').decode([65]) == '@'", **without_torch)
+    run = "import sys; from rookery.cli import main; sys.exit(main({}))"
+    assert "rookery" in python(run.format(["--help"]), **without_torch)
+    assert "7" in python(run.format(["inspect", str(path)]), **without_torch)
+    converted = path.with_suffix(".pth")
+    python(run.format(["convert", str(path), str(converted)]), **without_torch)
+    assert converted.exists()
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_what_needs_torch_says_which_extra_brings_it(without_torch, byte_model_arrays, verb):
+    result = subprocess.run(
+        [sys.executable, "-m", "rookery", verb, str(byte_model_arrays)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **without_torch},
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "rookery: error: Running a model needs torch, which is not installed: pip install 'rookery[train]'\n"
+    )
+
+
+@pytest.fixture
+def byte_model_arrays(tmp_path) -> Path:
+    """A model file written without torch."""
+    import numpy as np
+
+    from rookery import checkpoints
+    from rookery.config import sized
+
+    config = sized("7", vocab_size=256, width=32, num_layers=2)
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in checkpoints.expected_shapes(config).items()
+    }
+    path = tmp_path / "model.safetensors"
+    checkpoints.save(
+        checkpoints.Checkpoint(config=config, tensors=tensors, tokenizer={"kind": "bytes"}), path
+    )
+    return path
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_name_offered_is_there(name):
+    module = import_module(name)
+    assert isinstance(module.__all__, list)
+    assert len(module.__all__) == len(set(module.__all__))
+    for offered in module.__all__:
+        assert getattr(module, offered) is not None
+        assert not offered.startswith("_") or offered == "__version__"
+
+
+# What users import: a name that appears or goes is a decision, taken here too.
+PUBLIC = {
+    "rookery": [
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "LanguageModel",
+        "MissingExtraError",
+        "ModelConfig",
+        "RookeryError",
+        "SamplingParams",
+        "Session",
+        "State",
+        "StateError",
+        "TokenizerError",
+        "__version__",
+        "load",
+    ],
+    "rookery.checkpoints": [
+        "Checkpoint",
+        "DTYPES",
+        "assemble",
+        "cast",
+        "check_finite",
+        "config_from_tensors",
+        "expected_shapes",
+        "load",
+        "optional_shapes",
+        "save",
+        "save_huggingface",
+    ],
+    "rookery.config": ["PRESETS", "VERSIONS", "ModelConfig", "Version", "preset", "sized"],
+    "rookery.errors": [
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "MissingExtraError",
+        "RookeryError",
+        "StateError",
+        "TokenizerError",
+        "TrainingError",
+        "require",
+    ],
+    "rookery.generate": [
+        "BACKENDS",
+        "DTYPES",
+        "MAX_UNDO",
+        "Backend",
+        "Chat",
+        "ChatTemplate",
+        "LanguageModel",
+        "Sampler",
+        "SamplingParams",
+        "Session",
+        "choose",
+        "load",
+    ],
+    "rookery.models": ["RWKV", "from_checkpoint", "init_weights", "parameter_groups", "to_tensors"],
+    "rookery.state": ["State", "check_state", "initial_state", "state_bytes", "state_shapes"],
+    "rookery.tokenizers": [
+        "ByteTokenizer",
+        "CharTokenizer",
+        "JsonTokenizer",
+        "StreamDecoder",
+        "Tokenizer",
+        "WorldTokenizer",
+        "from_spec",
+        "guess",
+        "named",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_locked(name):
+    assert sorted(import_module(name).__all__) == sorted(PUBLIC[name])
+
+
+def test_dir_lists_what_is_imported_later():
+    assert dir(rookery) == sorted(rookery.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = rookery.nothing
