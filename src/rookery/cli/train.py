@@ -137,6 +137,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="validate on these files and folders",
     )
     data.add_argument(
+        "--valid-documents",
+        action="store_true",
+        default=SUPPRESS,
+        help="validate on whole documents with one state, not on windows of the context",
+    )
+    data.add_argument(
         "--suffix", metavar=".EXT", action="append", default=SUPPRESS, help="in folders, read only such files"
     )
     data.add_argument(

@@ -48,6 +48,10 @@ class TrainConfig:
     valid_fraction: float = 0.05
     """The part of ``data`` to hold out: whole documents where there are several, else the end of the text."""
 
+    valid_documents: bool = False
+    """Validate on whole documents, the state carried from the first token of each to its last, in place of
+    windows of the context that each begin with a new state."""
+
     text_field: str = "text"
     """The field of each line of a .jsonl file that holds the text."""
 

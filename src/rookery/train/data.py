@@ -83,6 +83,12 @@ class TokenStream:
             return positions
         return positions[np.linspace(0, len(positions) - 1, most).round().astype(np.int64)]
 
+    def documents(self) -> list[np.ndarray]:
+        """The tokens of each document, end of text first where there is one."""
+        if self.starts is None:
+            return [self.tokens]
+        return np.split(self.tokens, np.flatnonzero(self.starts)[1:])
+
     def fingerprint(self) -> str:
         """SHA-256 of tokens and boundaries, to know whether data is still what it was."""
         digest = hashlib.sha256(self.tokens.tobytes())

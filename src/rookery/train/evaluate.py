@@ -90,41 +90,49 @@ def evaluate_documents(
     model: RWKV,
     stream: TokenStream,
     *,
-    span: int,
-    lanes: int,
+    context: int,
+    batch: int,
     token_bytes: np.ndarray,
+    limit: int = 0,
     bf16: bool = False,
-) -> Score:
+    stopped: Callable[[], bool] = lambda: False,
+) -> Score | None:
     """Predict every token of each document from all tokens before it in that document, however long it is.
 
-    The state is new at the beginning of each document, and carried from span to span inside it. Documents are
+    The state is new at the beginning of each document, and carried from call to call inside it. Documents are
     dealt out to lanes, the longest first, each to the lane with the least so far, so that lanes end together.
 
     Args:
         stream: documents, [n] tokens.
-        span: tokens of one lane that are read in one call.
-        lanes: streams at a time, B.
+        context: T, tokens of one lane that are read in one call; the score does not depend on it.
+        batch: lanes, B.
         token_bytes: [N] bytes of each id.
+        limit: about the most tokens to predict, by leaving out documents evenly; 0 for all.
         bf16: compute in bfloat16 (autocast).
+        stopped: asked before each call; when it says yes, there is no score.
+
+    Returns:
+        The score, or None if it was stopped.
     """
-    lane_streams = _deal(stream, lanes)
+    documents = stream.documents()
+    if limit:
+        documents = documents[:: -(-len(stream.tokens) // limit)]
+    lane_streams = _deal(documents, batch)
     # Every lane as long as the longest: what a lane has not is not predicted.
     longest = max(len(lane.tokens) for lane in lane_streams)
     total, state = Score(0.0, 0, 0), None
-    for position in range(0, longest - 1, span):
-        rows = Rows(*map(_stack, zip(*(lane.rows([position], span) for lane in lane_streams), strict=True)))
+    for position in range(0, longest - 1, context):
+        if stopped():
+            return None
+        rows = Rows(
+            *map(_stack, zip(*(lane.rows([position], context) for lane in lane_streams), strict=True))
+        )
         score, state = _predict(model, rows, state, token_bytes, bf16)
         total += score
     return total
 
 
-def _deal(stream: TokenStream, lanes: int) -> list[TokenStream]:
-    if stream.starts is None:
-        starts = np.zeros(len(stream.tokens), dtype=bool)
-        starts[0] = True
-        stream = TokenStream(stream.tokens, starts, separated=False)
-    assert stream.starts is not None
-    documents = np.split(stream.tokens, np.flatnonzero(stream.starts)[1:])
+def _deal(documents: list[np.ndarray], lanes: int) -> list[TokenStream]:
     hands: list[list[np.ndarray]] = [[] for _ in range(min(lanes, len(documents)))]
     sizes = [0] * len(hands)
     for document in sorted(documents, key=len, reverse=True):

@@ -21,7 +21,7 @@ from rookery.train.config import TrainConfig
 from rookery.train.data import IGNORED, Rows, TokenStream, TrainingOrder, bytes_of_tokens, pack
 from rookery.train.display import Reporter, RunFacts, SilentReporter
 from rookery.train.documents import Document, hold_out, read_documents
-from rookery.train.evaluate import evaluate, on_device
+from rookery.train.evaluate import evaluate, evaluate_documents, on_device
 from rookery.train.loss import cross_entropy, l2wrap
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
 from rookery.train.optimizer import make_optimizer, set_learning_rate
@@ -284,7 +284,7 @@ class _Run:
         self.reporter.step(row, self.budget.spent(**where), self.budget.seconds_left(**where))
 
     def _validate(self, signals: StopSignals, *, whole: bool) -> bool:
-        score = evaluate(
+        score = (evaluate_documents if self.config.valid_documents else evaluate)(
             self.model,
             self.validation,
             context=self.config.context,
