@@ -1,8 +1,8 @@
 """A recurrence over segments of time that keeps only the states between them, and computes the rest again.
 
-The intermediate tensors of a time-parallel form are many times larger than its inputs. Here a segment is plain
-differentiable torch code; the forward pass keeps none of its graph, and the backward pass runs the segments again,
-the last one first. One more forward pass is the price.
+The intermediate tensors of a time-parallel form are many times larger than its inputs. Here a segment is
+plain differentiable torch code; the forward pass keeps none of its graph, and the backward pass runs the
+segments again, the last one first. One more forward pass is the price.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class _Recomputed(torch.autograd.Function):
                 fixed_leaves, moving_leaves = leaves[1 : 1 + len(fixed)], leaves[1 + len(fixed) :]
                 part_starts = None if starts is None else starts[:, part]
                 outputs = ctx.segment(fixed_leaves, moving_leaves, leaves[0], part_starts)
-            grads = torch.autograd.grad(outputs, leaves, (dy[:, part], dstate), materialize_grads=True)
+                grads = torch.autograd.grad(outputs, leaves, (dy[:, part], dstate), materialize_grads=True)
             dstate = grads[0]
             for total, grad in zip(dfixed, grads[1 : 1 + len(fixed)], strict=True):
                 total += grad

@@ -1,8 +1,8 @@
 """RWKV-4's recurrence, time-parallel: the loop inside all chunks at once, then a pass over the chunks.
 
-The sums over a span of tokens are kept as (a, b, p): numerator and denominator, scaled by exp(-p), where p is the
-largest exponent. Spans compose: the exponents of the first one fall by the decays of the second, and both are
-scaled to the larger p. So
+The sums over a span of tokens are kept as (a, b, p): numerator and denominator, scaled by exp(-p), where p is
+the largest exponent. Spans compose: the exponents of the first one fall by the decays of the second, and both
+are scaled to the larger p. So
 
 1. in each chunk, from nothing, the sums over the tokens before each token: C steps, each for all chunks;
 2. the state before each chunk: T / C steps;
@@ -27,7 +27,7 @@ from rookery.state import NO_MAXIMUM
 
 __all__ = ["wkv4_chunked"]
 
-# Tokens computed together on a CPU: enough to have few steps, few enough for the cache to hold what they need.
+# Tokens computed together on a CPU: enough for few steps, few enough that the cache holds what they need.
 SEGMENT = 256
 
 
@@ -79,7 +79,7 @@ def _segment(
     if starts is not None:
         begins = pad(starts, (0, n * C - T)).view(B, n, C, 1)
         unbroken = begins.cumsum(2) == 0
-        # At [c], whether the state before the chunk reaches token c; at [C], whether it reaches the chunk's end.
+        # At [c], whether the state before the chunk reaches token c; at [C], whether it reaches the end.
         sees_state = torch.cat([unbroken, unbroken[:, :, -1:]], dim=2)
 
     # 1. At [c] the sums over the tokens of a chunk before token c, and at [C] over all of them.

@@ -1,7 +1,7 @@
 """RWKV-4's recurrence, one token after the other: what every other implementation is measured against.
 
-Exponents are added up in float64. In float32 a maximum of 60 is rounded by 2e-6 with each token's decay, always the
-same way, and after 1000 tokens the weight of the past would be off by 1e-3.
+Exponents are added up in float64. In float32 a maximum of 60 is rounded by up to 2e-6 at each token's decay,
+always the same way: over 1000 tokens that put the gradient of log_w off by 1e-3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""RWKV-5's recurrence, time-parallel: RWKV-6's, where the decays inside a chunk are computed once for all chunks."""
+"""RWKV-5's recurrence, time-parallel: RWKV-6's, with the decays inside a chunk computed once for all."""
 
 from __future__ import annotations
 

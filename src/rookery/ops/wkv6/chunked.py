@@ -1,11 +1,11 @@
 """RWKV-6's recurrence, time-parallel, for decays of any strength.
 
-Token i of a chunk reads token j < i through the decays between them, exp(sum of log_w over j < l < i). A decay may
-be e^-50, so that factors exp(+sum) of the usual split overflow, and differences of long sums lose all digits. Here
-each pair is split at a token m between them, exp(sum over m <= l < i) exp(sum over j < l < m), where m is the middle
-of the smallest block of a halving of the chunk that holds both: halves of 8, 4, 2, 1 in a chunk of 16. Each exponent
-is then a sum of a few numbers that are not positive, never a difference: nothing overflows and no digit is lost.
-The sums are products of log_w with constant matrices of zeros and ones (``_spans``).
+Token i of a chunk reads token j < i through the decays between them, exp(sum of log_w over j < l < i). Decays
+may be e^-50, so that factors exp(+sum) of the usual split overflow, and differences of long sums lose digits.
+Here each pair is split at a token m between them, exp(sum over m <= l < i) exp(sum over j < l < m), where m is the
+middle of the smallest block of a halving of the chunk that holds both: halves of 8, 4, 2, 1 in a chunk of 16.
+Each exponent is a sum of a few numbers that are not positive, never a difference: nothing overflows, no digit
+is lost. The sums are products of log_w with constant matrices of zeros and ones (``_spans``).
 
 Between the chunks the state goes through a short sequential pass.
 """
@@ -50,13 +50,14 @@ def _segment(
 
 @cache
 def _spans(C: int) -> tuple[Tensor, Tensor]:
-    """For each level of the halving, and then for the chunk's start and end, which decays a token goes through.
+    """For each level of the halving, and for the chunk's start and end, which decays a token goes through.
 
     Returns:
-        spans [levels + 1, C, C], 0 or 1: at [level, i, l], whether log_w of token l lies between token i and the
-        middle of i's block, for halves of 2 and more; at [-2], between the chunk's start and i; at [-1], between
-        i and the chunk's end.
-        pairs [levels, C, C], 0 or 1: at [level, i, j], whether i and j are in the two halves of one block, j first.
+        spans [levels + 1, C, C], 0 or 1: at [level, i, l], whether token l lies between token i and the
+        middle of i's block, for halves of 2 and more; at [-2], between the chunk's start and i; at [-1],
+        between i and the chunk's end.
+        pairs [levels, C, C], 0 or 1: at [level, i, j], whether j is in the first half of a block and i in the
+        second.
     """
     token = torch.arange(C)
     i, j = token[:, None], token[None]

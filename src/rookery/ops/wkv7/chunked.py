@@ -11,13 +11,13 @@ the state need not be formed at each token. What a reads from it, U, and what co
     Y = tril(r~ k~^T) V + tril(r~ b~^T) U + r~ S
     S' = g (S + k~^T V + b~^T U)
 
-where S is the state before the chunk, already decayed to the chunk's middle, and S' the state after it, decayed
-to the next one's middle by g (the last one's: to the end). With the middle as their origin, P and 1/P stay within
-e^(0.6065 C/2) for the model's decays, a factor of 128.
+where S is the state before the chunk, already decayed to the chunk's middle, and S' the state after it,
+decayed to the next one's middle by g (the last one's: to the end). With the middle as their origin, P and 1/P
+stay within e^(0.6065 C/2) for the model's decays, a factor of 128.
 
-The backward pass is written out, because it then keeps no more than the states between chunks: it forms X, E, M
-and U again and mirrors each product above. The origin of P cancels in the gradient of log_w, and with it each
-pair of tokens on one side of the decay; what is left are sums over the tokens after it.
+The backward pass is written out, because it then keeps no more than the states between chunks: it forms X, E,
+M and U again and mirrors each product above. The origin of P cancels in the gradient of log_w, and with it
+each pair of tokens on one side of the decay; what is left are sums over the tokens after it.
 """
 
 from __future__ import annotations
@@ -296,4 +296,8 @@ class _Chunked(torch.autograd.Function):
                 targets = _Gradients(*(to_chunks(grad[:, whole], CHUNK) for grad in grads))
                 dy_part = to_chunks(dy[:, part], CHUNK)
                 dstate = _backward(_segment(inputs, starts, part), states, dy_part, dstate, targets)
-        return (*(grad[:, :T] for grad in grads), dstate.unflatten(0, (B, H)), None)
+        trimmed = [grad[:, :T] for grad in grads]
+        if starts is not None:
+            # The state is zero before these: what the sums leave here is rounding.
+            trimmed[1].masked_fill_(starts[:, :, None, None], 0)
+        return (*trimmed, dstate.unflatten(0, (B, H)), None)

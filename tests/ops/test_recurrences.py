@@ -1,0 +1,343 @@
+"""One suite for every recurrence and every implementation of it, against the sequential loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rookery import ops
+from rookery.errors import ConfigError, StateError
+
+OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7")
+# Everything but the loop itself; later implementations join by being in the table.
+COMPARED = [
+    (name, implementation)
+    for name in OPERATORS
+    for implementation in ops.implementations(name)
+    if implementation != "reference"
+]
+ALL = [(name, implementation) for name in OPERATORS for implementation in ops.implementations(name)]
+STRONGEST_DECAY_OF_7 = 0.6065
+
+
+@dataclass
+class Call:
+    """The inputs of one call, the last one the state."""
+
+    name: str
+    inputs: list[Tensor]
+    starts: Tensor | None = None
+
+    def __call__(self, implementation: str | None, part: slice = slice(None), state: Tensor | None = None):
+        """(y, state) of a slice of time; from the call's own state where none is given."""
+        *inputs, own = self.inputs
+        cut = [x[:, part] if self.moves(i) else x for i, x in enumerate(inputs)]
+        starts = None if self.starts is None else self.starts[:, part]
+        state = own if state is None else state
+        return getattr(ops, self.name)(*cut, state, starts=starts, implementation=implementation)
+
+    def moves(self, i: int) -> bool:
+        """Whether input i has a time axis."""
+        return self.inputs[i].dim() == (3 if self.name == "wkv4" else 4)
+
+    def gradients(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Gradients to every input and the initial state, of fixed random sums of y and the final state."""
+        generator = torch.Generator().manual_seed(1)
+        weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
+        return torch.autograd.grad(outputs, self.inputs, weights)
+
+
+def make(
+    name: str,
+    *,
+    B: int = 2,
+    T: int = 17,
+    H: int = 2,
+    K: int = 16,
+    V: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    log_w: str = "usual",
+    keys: float | None = None,
+    starts: float = 0.0,
+    seed: int = 0,
+) -> Call:
+    """Random inputs. `log_w`: "usual", "none" (0), or "strongest"; `keys`: the range of wkv4's keys."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    V = K if V is None else V
+    if name == "wkv4":
+        k = normal(B, T, K) if keys is None else (torch.rand(B, T, K, generator=generator) * 2 - 1) * keys
+        decay = normal(K)
+        state = torch.stack([normal(B, K), normal(B, K).exp(), normal(B, K)], dim=1)
+        inputs = [decay, normal(K), k, normal(B, T, K), state]
+        place, strongest = 0, 50.0
+        usual = -(decay - 1).exp()
+    else:
+        r, k = normal(B, T, H, K), normal(B, T, H, K)
+        decay = normal(H, K) if name == "wkv5" else normal(B, T, H, K)
+        v, state = normal(B, T, H, V), normal(B, H, K, V)
+        place = 1
+        if name == "wkv7":
+            strongest = STRONGEST_DECAY_OF_7
+            usual = -strongest * decay.sigmoid()
+            removal = torch.nn.functional.normalize(normal(B, T, H, K), dim=-1)
+            inputs = [r, decay, k, v, -removal, removal * normal(B, T, H, K).sigmoid(), state]
+        else:
+            strongest = 50.0
+            usual = -decay.exp()
+            inputs = [r, decay, k, v, normal(H, K), state]
+    if log_w == "usual":
+        inputs[place] = usual
+    elif log_w == "none":
+        inputs[place] = torch.zeros_like(usual)
+    elif log_w == "strongest":
+        inputs[place] = torch.full_like(usual, -strongest)
+    else:
+        inputs[place] = -strongest * torch.rand(usual.shape, generator=generator, dtype=torch.float64)
+    mask = torch.rand(B, T, generator=generator) < starts if starts else None
+    return Call(name, [x.to(dtype).requires_grad_() for x in inputs], mask)
+
+
+def assert_close(got: Tensor, wanted: Tensor, bound: float, what: str) -> None:
+    """Relative to the largest entry, and norm against norm."""
+    difference = (got - wanted).double()
+    size = wanted.double()
+    if not size.any():
+        assert not difference.any(), what
+        return
+    assert difference.abs().max() < bound * size.abs().max(), what
+    assert difference.norm() < bound * size.norm(), what
+
+
+def assert_same(call: Call, implementation: str) -> None:
+    """An implementation equals the loop: y, state and every gradient."""
+    wanted, got = call("reference"), call(implementation)
+    for what, x, y in zip(("y", "state"), got, wanted, strict=True):
+        assert x.dtype == y.dtype
+        assert_close(x, y, 1e-5, what)
+    for i, (x, y) in enumerate(zip(call.gradients(got), call.gradients(wanted), strict=True)):
+        assert_close(x, y, 1e-4, f"gradient of input {i}")
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize("starts", [0.0, 0.3])
+@pytest.mark.parametrize("T", [1, 5, 19])
+def test_gradients_are_those_of_the_values(name: str, implementation: str, starts: float, T: int) -> None:
+    call = make(name, B=2, T=T, H=1, K=2, V=3, dtype=torch.float64, starts=starts)
+    if starts:
+        assert call.starts is not None
+        call.starts[0, T // 2] = True
+
+    def function(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return Call(name, list(inputs), call.starts)(implementation)
+
+    assert torch.autograd.gradcheck(function, call.inputs, fast_mode=T > 5)
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 31, 97, 331])
+def test_equals_the_loop_at_any_length(name: str, implementation: str, T: int) -> None:
+    assert_same(make(name, T=T), implementation)
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+def test_equals_the_loop_over_4096_tokens(name: str, implementation: str) -> None:
+    assert_same(make(name, B=1, H=1, T=4096), implementation)
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize(("K", "V"), [(16, 32), (33, 16), (64, 64), (128, 128)])
+def test_equals_the_loop_at_any_head_size(name: str, implementation: str, K: int, V: int) -> None:
+    assert_same(make(name, K=K, V=V, T=37), implementation)
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize("log_w", ["none", "strongest", "all"])
+@pytest.mark.parametrize("starts", [0.0, 0.1])
+def test_equals_the_loop_at_extreme_decays(name: str, implementation: str, log_w: str, starts: float) -> None:
+    assert_same(make(name, T=131, log_w=log_w, starts=starts), implementation)
+
+
+@pytest.mark.parametrize("implementation", [i for name, i in COMPARED if name == "wkv4"])
+@pytest.mark.parametrize("log_w", ["none", "usual", "all"])
+def test_wkv4_with_keys_of_60(implementation: str, log_w: str) -> None:
+    assert_same(make("wkv4", T=1000, K=32, keys=60.0, log_w=log_w), implementation)
+
+
+@pytest.mark.parametrize(("name", "implementation"), [x for x in COMPARED if x[0] == "wkv7"])
+def test_wkv7_outside_the_models_range(name: str, implementation: str) -> None:
+    for strongest in (-4.9, -50.0):
+        call = make(name, T=61)
+        with torch.no_grad():
+            call.inputs[1].copy_(call.inputs[1] / STRONGEST_DECAY_OF_7 * -strongest)
+        assert_same(call, implementation)
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize("T", [16, 67])
+def test_documents_of_a_row_do_not_see_each_other(name: str, implementation: str, T: int) -> None:
+    call = make(name, B=1, T=T)
+    call.starts = torch.zeros(1, T, dtype=torch.bool)
+    edges = [0, 5, 6, 15, *([16, 40] if T > 40 else []), T]
+    call.starts[0, edges[1:-1]] = True
+    y, state = call(implementation)
+    *inputs, own = call.inputs
+    separate = Call(name, [*inputs, own])
+    fresh = getattr(ops, name)(*(x[:, :1] * 0 if separate.moves(i) else x for i, x in enumerate(inputs)))[1]
+    new = torch.zeros_like(fresh)
+    if name == "wkv4":
+        new[:, 2] = -1e30
+    pieces = [
+        separate("reference", slice(first, last), own if first == 0 else new)
+        for first, last in pairwise(edges)
+    ]
+    together = torch.cat([piece[0] for piece in pieces], dim=1), pieces[-1][1]
+    assert_close(y, together[0], 1e-5, "y")
+    assert_close(state, together[1], 1e-5, "state")
+    wanted = torch.autograd.grad(together[0].square().sum(), call.inputs)
+    got = torch.autograd.grad(y.square().sum(), call.inputs)
+    for i, (x, z) in enumerate(zip(got, wanted, strict=True)):
+        assert_close(x, z, 1e-4, f"gradient of input {i}")
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+def test_a_document_at_the_rows_start_ignores_the_state(name: str, implementation: str) -> None:
+    call = make(name, T=20)
+    call.starts = torch.zeros(2, 20, dtype=torch.bool)
+    call.starts[:, 0] = True
+    bad = torch.full_like(call.inputs[-1], torch.nan)
+    y, state = call(implementation, state=bad)
+    *inputs, _ = call.inputs
+    wanted = getattr(ops, name)(*inputs, implementation=implementation)
+    assert torch.equal(y, wanted[0])
+    assert torch.equal(state, wanted[1])
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize("T", [16, 67])
+@pytest.mark.parametrize("starts", [0.02, 0.2, 1.0])
+def test_equals_the_loop_with_documents(name: str, implementation: str, T: int, starts: float) -> None:
+    assert_same(make(name, B=3, T=T, starts=starts), implementation)
+
+
+def spans(cuts: list[int], tokens: int) -> Iterator[slice]:
+    edges = [0, *sorted(cuts), tokens]
+    return (slice(first, last) for first, last in pairwise(edges))
+
+
+@pytest.mark.parametrize(("name", "implementation"), [*ALL, *((name, None) for name in OPERATORS)])
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_splits_carried_by_the_state_equal_the_whole(
+    name: str, implementation: str | None, data: st.DataObject
+) -> None:
+    T = data.draw(st.integers(2, 60), label="tokens")
+    cuts = data.draw(st.lists(st.integers(1, T - 1), min_size=1, max_size=4, unique=True), label="cuts")
+    call = make(name, B=1, T=T, starts=data.draw(st.sampled_from([0.0, 0.1]), label="starts"))
+    whole = call("reference")
+    state, pieces = call.inputs[-1], []
+    for part in spans(cuts, T):
+        y, state = call(implementation, part, state)
+        pieces.append(y)
+    split = torch.cat(pieces, dim=1), state
+    for what, x, y in zip(("y", "state"), split, whole, strict=True):
+        assert_close(x, y, 1e-5, what)
+    for i, (x, y) in enumerate(zip(call.gradients(split), call.gradients(whole), strict=True)):
+        assert_close(x, y, 1e-4, f"gradient of input {i}")
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_inputs_are_computed_in_float32(
+    name: str, implementation: str, dtype: torch.dtype
+) -> None:
+    call = make(name, dtype=dtype)
+    exact = Call(name, [x.detach().float().requires_grad_() for x in call.inputs])
+    y, state = call(implementation)
+    wanted = exact(implementation)
+    assert y.dtype == dtype
+    assert state.dtype == torch.float32
+    assert torch.equal(y, wanted[0].to(dtype))
+    assert torch.equal(state, wanted[1])
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+def test_autocast_does_not_reach_inside(name: str, implementation: str) -> None:
+    call = make(name, T=40)
+    wanted = call(implementation)
+    gradients = call.gradients(wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = call(implementation)
+        # Torch advises against a backward pass under autocast; what is not plain torch inside bears it.
+        inside = call.gradients(call(implementation)) if implementation != "reference" else gradients
+    for these in (call.gradients(got), inside):
+        for x, y in zip(these, gradients, strict=True):
+            assert_close(x, y, 1e-6, "gradient")
+    for x, y in zip(got, wanted, strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+def test_no_state_is_a_fresh_one_and_inputs_stay_as_they_were(name: str, implementation: str) -> None:
+    call = make(name)
+    *inputs, state = call.inputs
+    fresh = torch.zeros_like(state)
+    if name == "wkv4":
+        fresh[:, 2] = -1e30
+    copies = [x.clone() for x in (*inputs, fresh)]
+    function = getattr(ops, name)
+    for x, y in zip(
+        function(*inputs, implementation=implementation),
+        function(*inputs, fresh, implementation=implementation),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
+    for x, y in zip((*inputs, fresh), copies, strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_choice_is_told_and_can_be_forced() -> None:
+    for name in OPERATORS:
+        assert ops.chosen(name, tokens=1) == "reference"
+        assert ops.chosen(name, tokens=512) == "chunked"
+        assert ops.chosen(name, tokens=512, dtype=torch.float64) == "chunked"
+        assert ops.chosen(name, tokens=512, implementation="reference") == "reference"
+    with pytest.raises(ConfigError, match="'fast' is unknown; there are chunked, reference"):
+        ops.chosen("wkv7", tokens=1, implementation="fast")
+    with pytest.raises(ConfigError, match="no recurrence 'wkv8'"):
+        ops.chosen("wkv8", tokens=1)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    function = getattr(ops, name)
+    *inputs, state = [x.detach() for x in make(name, T=4).inputs]
+    with pytest.raises(StateError, match="the state has shape"):
+        function(*inputs, state[:1])
+    with pytest.raises(StateError, match=r"the state is torch\.int64"):
+        function(*inputs, state.long())
+    with pytest.raises(ConfigError, match="starts is"):
+        function(*inputs, starts=torch.zeros(2, 4))
+    with pytest.raises(ConfigError, match="starts is"):
+        function(*inputs, starts=torch.zeros(2, 5, dtype=torch.bool))
+    with pytest.raises(ConfigError, match="at least one token"):
+        function(*(x[:, :0] if x.dim() >= (3 if name == "wkv4" else 4) else x for x in inputs))
+    with pytest.raises(ConfigError, match="is unknown"):
+        function(*inputs, implementation="other")
+    for i, x in enumerate(inputs):
+        with pytest.raises(ConfigError, match=r"axes|shape"):
+            function(*inputs[:i], x[..., None], *inputs[i + 1 :])
+        if x.shape[-1] == 16:
+            # Any number of value channels is right but where a state says otherwise.
+            with pytest.raises((ConfigError, StateError), match="shape"):
+                function(*inputs[:i], torch.cat([x, x], -1), *inputs[i + 1 :], state)
