@@ -29,6 +29,15 @@ def test_published_sizes():
     assert preset("6", "1.6B").ffn_width == 7168
     assert preset("4", "0.1B").vocab_size == 50277
     assert preset("5.2", "3B").ffn_width == 8960
+    assert preset("5.0", "3B").ffn_width == 10240
+    assert preset("7", "1.5B").gate_rank == 256
+
+
+def test_a_preset_with_changes():
+    config = preset("7", "1.5B", vocab_size=256, num_layers=2, gate_rank=7)
+    assert (config.vocab_size, config.num_layers, config.width) == (256, 2, 2048)
+    assert (config.gate_rank, config.decay_rank) == (7, 96)
+    assert preset("7", "1.5B", width=1024).gate_rank == 160
 
 
 @pytest.mark.parametrize(

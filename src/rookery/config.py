@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
 
 from rookery.errors import ConfigError
 
-__all__ = ["PRESETS", "VERSIONS", "ModelConfig", "Version", "preset", "sized"]
+__all__ = ["PRESETS", "VERSIONS", "ModelConfig", "Size", "Version", "preset", "sized"]
 
 Version = Literal["4", "5.0", "5.1", "5.2", "6", "7"]
 VERSIONS: tuple[Version, ...] = get_args(Version)
@@ -127,7 +128,8 @@ def sized(
 
     Args:
         head_size: default 64, or the width where that is smaller.
-        ffn_width: default 4 D for versions 4 and 7, and 3.5 D rounded down to a multiple of 32 for 5 and 6.
+        ffn_width: default 4 D, and for the versions with a gate and a receptance in channel mixing (5.1, 5.2,
+            6) 3.5 D rounded down to a multiple of 32, which pays for the gate.
         ranks: any of the rank fields of ``ModelConfig``, in place of the recipe's.
 
     Raises:
@@ -138,7 +140,8 @@ def sized(
     if width < 1:
         raise ConfigError(f"width must be positive, not {width}")
     if ffn_width is None:
-        ffn_width = 4 * width if version in ("4", "7") else max(int(width * 3.5) // 32 * 32, 32)
+        narrow = version in ("5.1", "5.2", "6")
+        ffn_width = max(int(width * 3.5) // 32 * 32, 32) if narrow else 4 * width
     if version == "4":
         if head_size:
             raise ConfigError("RWKV-4 has no heads; leave head_size out")
@@ -172,62 +175,78 @@ def _recipe_ranks(version: Version, width: int) -> dict[str, int]:
     return {}
 
 
-# Published sizes: name -> (layers, width). Vocabulary: Pile (50277) for 4, World (65536) for the rest.
-PRESETS: dict[str, dict[str, tuple[int, int]]] = {
+class Size(NamedTuple):
+    """One published size: what the recipe does not say."""
+
+    num_layers: int
+    width: int
+    ranks: Mapping[str, int] = MappingProxyType({})
+
+
+def _ranks7(decay: int, iclr: int, value: int, gate: int) -> dict[str, int]:
+    return {"decay_rank": decay, "iclr_rank": iclr, "value_rank": value, "gate_rank": gate}
+
+
+# By generation and name. The recipe's ranks for RWKV-7 are those of new trainings; released models above 0.1B
+# have others (RWKV-LM's README, and the shapes in the published files).
+PRESETS: dict[str, dict[str, Size]] = {
     "4": {
-        "tiny": (4, 128),
-        "0.1B": (12, 768),
-        "0.4B": (24, 1024),
-        "1.5B": (24, 2048),
-        "3B": (32, 2560),
-        "7B": (32, 4096),
-        "14B": (40, 5120),
+        "tiny": Size(4, 128),
+        "0.1B": Size(12, 768),
+        "0.4B": Size(24, 1024),
+        "1.5B": Size(24, 2048),
+        "3B": Size(32, 2560),
+        "7B": Size(32, 4096),
+        "14B": Size(40, 5120),
     },
     "5": {
-        "tiny": (4, 128),
-        "0.1B": (12, 768),
-        "0.4B": (24, 1024),
-        "1.5B": (24, 2048),
-        "3B": (32, 2560),
-        "7B": (32, 4096),
+        "tiny": Size(4, 128),
+        "0.1B": Size(12, 768),
+        "0.4B": Size(24, 1024),
+        "1.5B": Size(24, 2048),
+        "3B": Size(32, 2560),
+        "7B": Size(32, 4096),
     },
     "6": {
-        "tiny": (4, 128),
-        "0.1B": (12, 768),
-        "0.4B": (24, 1024),
-        "1.6B": (24, 2048),
-        "3B": (32, 2560),
-        "7B": (32, 4096),
-        "14B": (61, 4096),
+        "tiny": Size(4, 128),
+        "0.1B": Size(12, 768),
+        "0.4B": Size(24, 1024),
+        "1.6B": Size(24, 2048),
+        "3B": Size(32, 2560),
+        "7B": Size(32, 4096),
+        "14B": Size(61, 4096),
     },
     "7": {
-        "tiny": (4, 128),
-        "0.1B": (12, 768),
-        "0.4B": (24, 1024),
-        "1.5B": (24, 2048),
-        "2.9B": (32, 2560),
-        "7.2B": (32, 4096),
-        "13.3B": (61, 4096),
+        "tiny": Size(4, 128),
+        "0.1B": Size(12, 768),
+        "0.4B": Size(24, 1024, _ranks7(64, 64, 32, 128)),
+        "1.5B": Size(24, 2048, _ranks7(96, 96, 64, 256)),
+        "2.9B": Size(32, 2560, _ranks7(96, 96, 64, 320)),
+        "7.2B": Size(32, 4096, _ranks7(128, 128, 96, 480)),
     },
 }
 
 
-def preset(version: Version, size: str, *, vocab_size: int | None = None) -> ModelConfig:
+def preset(version: Version, size: str, *, vocab_size: int | None = None, **changes: int) -> ModelConfig:
     """The configuration of a published size, or ``"tiny"`` (4 layers, 128 wide).
 
     Args:
         size: a name of ``PRESETS[generation]``, such as ``"0.1B"``.
         vocab_size: default 50277 (the Pile's tokenizer) for version 4 and 65536 (World) for the others.
+        changes: any size that ``sized`` takes, in place of the published one. Another width takes the
+            recipe's ranks.
 
     Raises:
-        ConfigError: there is no such version or size.
+        ConfigError: there is no such version or size, or the changes do not fit.
     """
     if version not in VERSIONS:
         raise ConfigError(f"version {version!r} is unknown; known are {', '.join(VERSIONS)}")
     sizes = PRESETS[version.split(".")[0]]
     if size not in sizes:
         raise ConfigError(f"RWKV-{version} has no preset {size!r}; there are {', '.join(sizes)}")
-    num_layers, width = sizes[size]
+    published = sizes[size]
     if vocab_size is None:
         vocab_size = 50277 if version == "4" else 65536
-    return sized(version, vocab_size=vocab_size, width=width, num_layers=num_layers)
+    ranks = {} if "width" in changes else published.ranks
+    chosen = {"num_layers": published.num_layers, "width": published.width, **ranks, **changes}
+    return sized(version, vocab_size=vocab_size, **chosen)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rookery.config import VERSIONS, ModelConfig, Version, preset, sized
+from rookery.config import VERSIONS, ModelConfig, Version, preset
 from rookery.errors import ConfigError
 
 __all__ = ["Device", "TrainConfig"]
@@ -206,16 +206,15 @@ class TrainConfig:
         Raises:
             ConfigError: the sizes do not fit together, or the version has no such preset or rank.
         """
-        named = preset(self.version, self.preset or "tiny", vocab_size=vocab_size)
-        return sized(
-            self.version,
-            vocab_size=vocab_size,
-            width=self.width or named.width,
-            num_layers=self.layers or named.num_layers,
-            head_size=self.head_size,
-            ffn_width=self.ffn_width,
+        sizes = {
+            "num_layers": self.layers,
+            "width": self.width,
+            "head_size": self.head_size,
+            "ffn_width": self.ffn_width,
             **self.ranks,
-        )
+        }
+        given = {name: size for name, size in sizes.items() if size is not None}
+        return preset(self.version, self.preset or "tiny", vocab_size=vocab_size, **given)
 
     def absolute(self) -> TrainConfig:
         """The same run with absolute paths, so that it can be resumed from another folder."""
