@@ -1,7 +1,7 @@
 """Parity with the plain-torch functions of fla-core (flash-linear-attention), which are not ours.
 
-They take [B, H, T, K] and scale the receptance by 1 / sqrt(K); ours do not, so that it is undone here. There are
-none for RWKV-4 and 5; the latter is their RWKV-6 with a decay that does not vary.
+They take [B, H, T, K] and scale the receptance by 1 / sqrt(K); ours do not, so it is undone here. There is
+none for RWKV-4 and 5; the latter is RWKV-6 with a decay that does not vary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from rookery import ops
 with warnings.catch_warnings():
     # At import fla says that it has no GPU for its Triton kernels, and no Flash Attention; none is needed.
     warnings.filterwarnings("ignore", category=UserWarning, module=r"fla\.utils")
-    warnings.filterwarnings("ignore", category=ImportWarning, module=r"fla\.ops\.nsa\.naive")
+    warnings.filterwarnings("ignore", category=ImportWarning, module=r"fla\.ops\.nsa\.")
+    # Its torch.compile decorators load parts of torch that use what torch itself deprecates.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, message=r"`torch\.jit\.script")
     from fla.ops.generalized_delta_rule.dplr.naive import dplr_chunkwise, dplr_recurrence
     from fla.ops.rwkv6.chunk_naive import naive_chunk_rwkv6
     from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6

@@ -1,11 +1,12 @@
 """RWKV-6's recurrence, time-parallel, for decays of any strength.
 
-Token i of a chunk reads token j < i through the decays between them, exp(sum of log_w over j < l < i). Decays
-may be e^-50, so that factors exp(+sum) of the usual split overflow, and differences of long sums lose digits.
-Here each pair is split at a token m between them, exp(sum over m <= l < i) exp(sum over j < l < m), where m is the
-middle of the smallest block of a halving of the chunk that holds both: halves of 8, 4, 2, 1 in a chunk of 16.
-Each exponent is a sum of a few numbers that are not positive, never a difference: nothing overflows, no digit
-is lost. The sums are products of log_w with constant matrices of zeros and ones (``_spans``).
+Token i of a chunk reads token j < i through the decays between them, exp(sum of log_w over j < l < i).
+Decays may be e^-50, so that factors exp(+sum) of the usual split overflow, and differences of long sums
+lose digits. Here each pair is split at a token m between them, exp(sum over m <= l < i) exp(sum over j < l
+< m), where m is the middle of the smallest block of a halving of the chunk that holds both: halves of 8, 4,
+2, 1 in a chunk of 16. Each exponent is a sum of a few numbers that are not positive, never a difference:
+nothing overflows, no digit is lost. The sums are products of log_w with constant matrices of zeros and ones
+(``_spans``).
 
 Between the chunks the state goes through a short sequential pass.
 """
