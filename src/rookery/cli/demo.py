@@ -22,7 +22,7 @@ __all__ = ["HELP", "add_arguments", "bits_per_byte", "demo_config", "run"]
 
 HELP = """\
 Train a small RWKV-7, byte by byte, on the source code of the standard library of the running Python. Then let
-it write 300 bytes of Python, one at a time. Then compare it with xz and gzip on files that it has not seen."""
+it write 300 bytes of Python, one at a time. Then compare it with xz and gzip on files it has not seen."""
 
 # What is not the source code of a library: other packages, tests; and what was generated: tables, topics.
 _EXCLUDED = (

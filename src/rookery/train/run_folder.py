@@ -161,7 +161,9 @@ class RunFolder:
                 f"{self.path}: this run ended before its first checkpoint; start it anew with --overwrite"
             ) from None
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise CheckpointError(path, f"not a training state: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(
+                path, f"not a training state, or cut short ({type(error).__name__})"
+            ) from error
         with suppress(TypeError, AttributeError, KeyError):
             if content.pop("format") == _FORMAT:
                 return TrainingState(**(content | {"counters": Counters(**content["counters"])}))
