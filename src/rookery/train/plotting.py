@@ -77,14 +77,14 @@ def plot_loss(rows: Sequence[Metrics], path: str | Path, *, title: str | None = 
 def smooth(losses: np.ndarray) -> np.ndarray:
     """The mean of the losses around each step s: of about s / 20 before it, at most 100, and as many after.
 
-    At the ends the span shrinks on both sides alike, so that the fast fall at the beginning is not flattened.
+    So the fast fall at the beginning is not flattened. At the end there are fewer after a step.
     """
     n = len(losses)
     index = np.arange(n)
-    # A span that also grows with the step: at step 10 the mean of 100 losses would say nothing.
-    half = np.minimum.reduce([np.full(n, 100), index // 20 + 1, index, n - 1 - index])
+    half = np.minimum.reduce([np.full(n, 100), index // 20 + 1, index])
+    first, last = index - half, np.minimum(index + half, n - 1)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
-    return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
+    return (sums[last + 1] - sums[first]) / (last + 1 - first)
 
 
 def _bits_per_nat(rows: Sequence[Metrics]) -> float | None:
