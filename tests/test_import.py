@@ -43,24 +43,22 @@ def without_torch(tmp_path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path)}
 
 
+# Seconds of the CPU, and the best of several: what else the machine does is not of interest here.
 def test_importing_takes_under_a_fifth_of_a_second_and_no_torch():
     code = (
-        "import time; start = time.perf_counter(); import rookery; seconds = time.perf_counter() - start\n"
+        "import time; start = time.process_time(); import rookery; seconds = time.process_time() - start\n"
         "import sys; assert not {'torch', 'numpy'} & set(sys.modules); print(seconds)"
     )
-    # The best of several: what else the machine does is not of interest here.
     assert min(float(python(code)) for _ in range(3)) < 0.2
 
 
-def test_the_whole_help_takes_under_a_third_of_a_second():
-    import time
-
-    def measure() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "rookery", "--help"], capture_output=True, check=True)
-        return time.perf_counter() - start
-
-    assert min(measure() for _ in range(3)) < 0.3
+def test_help_takes_under_three_tenths_of_a_second():
+    code = (
+        "import io, sys, time; from contextlib import redirect_stdout; from rookery.cli import main\n"
+        "with redirect_stdout(io.StringIO()): main(['--help'])\n"
+        "print(time.process_time())"
+    )
+    assert min(float(python(code)) for _ in range(3)) < 0.3
 
 
 def test_generate_is_imported_without_torch():
@@ -156,7 +154,7 @@ PUBLIC = {
         "save",
         "save_huggingface",
     ],
-    "rookery.config": ["PRESETS", "VERSIONS", "ModelConfig", "Version", "preset", "sized"],
+    "rookery.config": ["PRESETS", "VERSIONS", "ModelConfig", "Size", "Version", "preset", "sized"],
     "rookery.errors": [
         "CheckpointError",
         "ConfigError",

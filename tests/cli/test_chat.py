@@ -136,6 +136,17 @@ def test_quit_leaves(chat):
     assert (out, error) == ("", "")
 
 
+def test_a_line_that_is_no_text(byte_model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\n"), encoding="utf-8"))
+    assert main(["chat", str(byte_model)]) == 2
+    assert capsys.readouterr().err.startswith("rookery: error: standard input is not UTF-8 text")
+
+
+def test_a_free_name_for_a_fork(chat):
+    _, error = chat("/fork 2", "/fork", "/fork")
+    assert [line.split(";")[0] for line in error.splitlines()] == [f"goes on as '{n}'" for n in (2, 3, 4)]
+
+
 def test_speed(chat):
     _, error = chat("hello", options=[*OPTIONS, "--ban-token", "0", "--verbose"])
     assert re.match(r"read 23 tokens in .* wrote 12 tokens in .* ended by max_tokens\n", error)
@@ -210,7 +221,9 @@ def test_on_a_terminal(byte_model, tmp_path, writable):
     terminal.wait_for(r"wrote \d+ tokens .* ended by interruption")
     terminal.type("/undo\r")
     terminal.wait_for("the last turn is taken back; 0 tokens are left")
+    terminal.wait_for(r"0 tokens  ·  temp 1")
     terminal.type("half a line\x03")
+    terminal.wait_for(r"0 tokens  ·  temp 1")
     terminal.type("/max-tokens 3\r")
     terminal.wait_for("max tokens: 3")
     terminal.type("again\r")

@@ -32,6 +32,12 @@ def test_help_lists_every_verb(capsys, arguments):
     assert max(map(len, text.splitlines())) <= 100
 
 
+def test_help_of_a_verb(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["help", "inspect"])
+    assert capsys.readouterr().out.startswith("usage: rookery inspect")
+
+
 def test_help_in_colour_says_the_same():
     import re
 

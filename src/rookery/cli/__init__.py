@@ -101,6 +101,8 @@ def help_text(*, color: bool = False) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [arguments[1], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         sys.stdout.write(help_text(color=_wants_color()))
         return 0 if arguments else _USER_ERROR

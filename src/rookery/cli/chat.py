@@ -61,12 +61,18 @@ def run(args: Namespace) -> int:
     next_line = line_reader(commands, lambda: _status(conversations))
     if interactive():
         _greet(model, args.model)
-    try:
-        while (line := next_line()) is not None:
+    while True:
+        try:
+            line = next_line()
+            if line is None:
+                return 0
             _turn(conversations, line, verbose=args.verbose)
-    except Leave:
-        pass
-    return 0
+        except Leave:
+            return 0
+        except KeyboardInterrupt:
+            # At a terminal it ends what is being typed or written, never the conversation.
+            if not interactive():
+                raise
 
 
 def _defaults() -> SamplingParams:
@@ -91,19 +97,17 @@ def _turn(conversations: Conversations, line: str, *, verbose: bool) -> None:
 def _answer(conversations: Conversations, message: str, *, verbose: bool) -> None:
     session = conversations.chat.session
     started, before = time.perf_counter(), session.position
-    fed, read = started, 0
+    answer = conversations.chat.answer(message)
+    fed, read = time.perf_counter(), session.position - before
     try:
-        with closing(conversations.chat.answer(message)) as answer:
-            fed, read = time.perf_counter(), session.position - before
+        with closing(answer):
             for piece in answer:
                 write_text(piece)
-    except KeyboardInterrupt:
-        # The session keeps what came; the next message goes on from there.
-        pass
     finally:
         write_text("\n\n" if interactive() else "\n")
-    if verbose:
-        _say(speed_line(session, read=read, reading_s=fed - started, writing_s=time.perf_counter() - fed))
+        if verbose:
+            seconds = time.perf_counter() - fed
+            _say(speed_line(session, read=read, reading_s=fed - started, writing_s=seconds))
 
 
 def _say(text: str, *, color: str = "2") -> None:

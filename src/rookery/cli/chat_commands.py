@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from rookery.cli.model_options import SAMPLING_OPTIONS
@@ -85,8 +86,9 @@ def _undo(conversations: Conversations, argument: str) -> str:
 
 
 def _fork(conversations: Conversations, argument: str) -> str:
-    name = argument or str(len(conversations.others) + 2)
-    if name == conversations.name or name in conversations.others:
+    taken = {conversations.name, *conversations.others}
+    name = argument or next(name for name in map(str, count(2)) if name not in taken)
+    if name in taken:
         raise ConfigError(f"there is a conversation {name!r} already; /switch {name} goes to it")
     left = conversations.name
     conversations.others[left] = conversations.chat
@@ -140,7 +142,7 @@ def _sampling_commands() -> dict[str, Command]:
     short = {"temperature": "temp"}
     return {
         short.get(field, field.replace("_", "-")): Command(
-            argument=f"[{placeholder}]", help=f"{text}", act=_setter(field)
+            argument=f"[{placeholder}]", help=text, act=_setter(field)
         )
         for field, (_, placeholder, text) in SAMPLING_OPTIONS.items()
     }

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rookery.cli.terminal import interactive
+from rookery.errors import DataError
 
 __all__ = ["history_file", "line_reader"]
 
@@ -17,7 +18,7 @@ def line_reader(commands: Mapping[str, str], status: Callable[[], str]) -> Calla
     """What gives the next line without its end, or None where there are no more.
 
     On a terminal with editing, completion, and a history that outlives the process. Alt-Enter begins a new
-    line of the same message; Ctrl-C empties it.
+    line of the same message; Ctrl-C raises KeyboardInterrupt.
 
     Args:
         commands: those to complete, and what each does.
@@ -35,7 +36,10 @@ def history_file() -> Path:
 
 
 def _piped_line() -> str | None:
-    line = sys.stdin.readline()
+    try:
+        line = sys.stdin.readline()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not UTF-8 text: {error.reason}") from None
     return line.rstrip("\r\n") if line else None
 
 
@@ -87,12 +91,9 @@ def _terminal_reader(commands: Mapping[str, str], status: Callable[[], str]) -> 
     )
 
     def read() -> str | None:
-        while True:
-            try:
-                return session.prompt([("class:prompt", "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK} ")])
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return None
+        try:
+            return session.prompt([("class:prompt", "› ")])
+        except EOFError:
+            return None
 
     return read

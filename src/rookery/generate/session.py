@@ -230,8 +230,9 @@ class Session:
             StateError: the file cannot be written.
         """
         self._read_unread()
-        # An override of one call is not the session's.
-        self._sampler.params = self.sampling
+        sampler = self._sampler.fork()
+        # What one call was given in place of it is not the session's.
+        sampler.params = self.sampling
         saved = SavedSession(
             config=self.model.config,
             model=self.model.fingerprint,
@@ -239,7 +240,7 @@ class Session:
             logits=self._logits,
             position=self._position,
             partial=self._partial,
-            sampler=self._sampler,
+            sampler=sampler,
         )
         write_state(path, saved)
 

@@ -115,7 +115,9 @@ def read_state(path: str | Path, config: ModelConfig, model: str = "") -> SavedS
         StateError: the file is none, is broken, or is of another model.
     """
     try:
-        tensors, metadata = read_safetensors(path)
+        mapped, metadata = read_safetensors(path)
+        # The file may be replaced or cut while the session lives.
+        tensors = {name: tensor.copy() for name, tensor in mapped.items()}
     except CheckpointError as error:
         raise StateError(f"{path}: not a state file: {error.problem}") from error
     if _KEY not in metadata:

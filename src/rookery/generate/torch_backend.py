@@ -46,14 +46,19 @@ def load(
     if dtype is None and where.type == "cpu":
         dtype = "float32"
     kind = None if dtype is None else getattr(torch, dtype)
-    return TorchBackend(from_checkpoint(checkpoint, device=where, dtype=kind))
+    model = from_checkpoint(checkpoint, device=where, dtype=kind)
+    return TorchBackend(model.requires_grad_(False))
 
 
 class TorchBackend:
-    """A ``rookery.generate.Backend``: a torch model, run without gradients. States are made of tensors."""
+    """A ``rookery.generate.Backend``: a torch model, run without gradients. States are made of tensors.
+
+    Args:
+        model: it stays as it is, so one that is being trained may be tried out.
+    """
 
     def __init__(self, model: RWKV):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model
         self.device = model.emb.weight.device
         self.dtype = model.emb.weight.dtype
 
