@@ -16,11 +16,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from rookery import __version__
 from rookery.errors import RookeryError
 
-__all__ = ["VERBS", "help_text", "main"]
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+
+__all__ = ["VERBS", "help_text", "main", "verb_parser"]
 
 # Heading -> verb -> what it does, in one line. The verb's module has the verb's name.
 VERBS: dict[str, dict[str, str]] = {
@@ -100,6 +104,22 @@ def help_text(*, color: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+def verb_parser(verb: str) -> ArgumentParser:
+    """The parser of one verb, whose ``format_help`` is what ``rookery VERB --help`` prints."""
+    from argparse import ArgumentParser, RawDescriptionHelpFormatter
+
+    module = import_module(f"rookery.cli.{verb}")
+    parser = ArgumentParser(
+        prog=f"rookery {verb}",
+        description=module.HELP,
+        formatter_class=RawDescriptionHelpFormatter,
+        # An abbreviation that works today is ambiguous once an option is added.
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
 def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["help"] and len(arguments) > 1:
         arguments = [arguments[1], "--help"]
@@ -117,23 +137,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(verb: str, rest: list[str]) -> int:
-    import shutil
-    from argparse import ArgumentParser, HelpFormatter, RawDescriptionHelpFormatter
-
-    def formatter(prog: str) -> HelpFormatter:
-        width = min(shutil.get_terminal_size().columns, 110)
-        return RawDescriptionHelpFormatter(prog, max_help_position=28, width=width)
-
-    module = import_module(f"rookery.cli.{verb}")
-    parser = ArgumentParser(
-        prog=f"rookery {verb}",
-        description=module.HELP,
-        formatter_class=formatter,
-        # An abbreviation that works today is ambiguous once an option is added.
-        allow_abbrev=False,
-    )
-    module.add_arguments(parser)
-    return module.run(parser.parse_args(rest))
+    parser = verb_parser(verb)
+    return import_module(f"rookery.cli.{verb}").run(parser.parse_args(rest))
 
 
 def _unknown(verb: str, known: list[str]) -> str:

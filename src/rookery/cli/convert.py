@@ -7,10 +7,9 @@ from pathlib import Path
 
 __all__ = ["HELP", "add_arguments", "run"]
 
-HELP = (
-    "Write a model in another format: .safetensors or .pth by the suffix of OUT, or a Hugging Face folder. "
-    "Without --dtype every weight stays as it is, bit for bit."
-)
+HELP = """\
+Write a model in another format: .safetensors or .pth by the suffix of OUT, or a Hugging Face folder. Without
+--dtype every weight stays as it is, bit for bit."""
 
 # rookery.checkpoints.DTYPES, written out so that help needs no numpy; a test holds them together.
 _DTYPES = ("float32", "bfloat16", "float16")
