@@ -93,7 +93,8 @@ def test_wkv7_equals_the_naive_chunked_form(implementation: str) -> None:
 @pytest.mark.parametrize("implementation", ops.implementations("wkv6"))
 def test_wkv6_equals_the_naive_chunked_form(implementation: str) -> None:
     r, log_w, k, v, u, _ = (x.detach() for x in inputs("wkv6"))
-    q, *others = (x.transpose(1, 2) for x in (r * K**0.5, k, v, log_w))
+    # This one does not scale.
+    q, *others = (x.transpose(1, 2) for x in (r, k, v, log_w))
     wanted = naive_chunk_rwkv6(q, *others, u).transpose(1, 2)
     got, _ = ops.wkv6(r, log_w, k, v, u, implementation=implementation)
     assert_close(got, wanted, 1e-5, "y")

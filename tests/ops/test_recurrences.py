@@ -341,3 +341,21 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
             # Any number of value channels is right but where a state says otherwise.
             with pytest.raises((ConfigError, StateError), match="shape"):
                 function(*inputs[:i], torch.cat([x, x], -1), *inputs[i + 1 :], state)
+
+
+# The compiler looks at .grad of every tensor, and hides what torch says to that only from the default filter.
+@pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_inside_a_compiled_function(name: str) -> None:
+    call = make(name, T=33)
+
+    @torch.compile(backend="eager")
+    def compiled(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        y, state = getattr(ops, name)(*inputs)
+        return y * 2, state * 2
+
+    got, plain = compiled(*call.inputs), call(None)
+    for x, y in zip(got, plain, strict=True):
+        assert torch.equal(x, y * 2)
+    for x, y in zip(call.gradients(got), call.gradients(plain), strict=True):
+        assert torch.equal(x, y * 2)
