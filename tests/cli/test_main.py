@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from importlib import import_module
@@ -36,6 +37,14 @@ def test_help_of_a_verb(capsys):
     with pytest.raises(SystemExit):
         cli.main(["help", "inspect"])
     assert capsys.readouterr().out.startswith("usage: rookery inspect")
+
+
+def test_the_examples_are_commands_that_can_be_given():
+    assert cli.EXAMPLES
+    for command, _ in cli.EXAMPLES:
+        _, _, after = command.rpartition("rookery ")
+        verb, *rest = shlex.split(after)
+        cli.verb_parser(verb).parse_args(rest)
 
 
 def test_help_in_colour_says_the_same():

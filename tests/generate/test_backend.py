@@ -101,3 +101,16 @@ def test_the_default_dtype_on_a_cpu_is_float32(model_file, tmp_path):
     halved = checkpoints.cast(checkpoints.load(model_file()), "bfloat16")
     checkpoints.save(halved, tmp_path / "half.safetensors")
     assert rookery.load(tmp_path / "half.safetensors", device="cpu").backend.dtype == torch.float32
+
+
+def test_a_model_that_is_tried_out_can_go_on_training(model_file):
+    from rookery import checkpoints
+    from rookery.models import from_checkpoint
+
+    module = from_checkpoint(checkpoints.load(model_file())).train()
+    backend = TorchBackend(module)
+    backend.forward(np.array([[1, 2]]), backend.initial_state())
+    assert module.training
+    logits, _ = module(torch.tensor([[1, 2]]))
+    logits.sum().backward()
+    assert module.head.weight.grad is not None

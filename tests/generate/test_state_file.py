@@ -173,3 +173,17 @@ def test_nan_in_a_state(saved, model, tmp_path):
 def test_a_file_that_cannot_be_written(model, tmp_path):
     with pytest.raises(StateError, match="cannot be written"):
         model.session().save(tmp_path / "absent" / "a.state")
+
+
+def test_saving_while_a_stream_is_open_changes_nothing(model, tmp_path):
+    texts = []
+    for save in (True, False):
+        session = model.session(seed=4, temperature=0.3)
+        session.feed("one")
+        pieces = []
+        for piece in session.stream(temperature=3.0, max_tokens=20):
+            pieces.append(piece)
+            if save:
+                session.save(tmp_path / "a.state")
+        texts.append(pieces)
+    assert texts[0] == texts[1]

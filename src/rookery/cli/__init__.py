@@ -24,9 +24,8 @@ from rookery.errors import RookeryError
 if TYPE_CHECKING:
     from argparse import ArgumentParser
 
-__all__ = ["VERBS", "help_text", "main", "verb_parser"]
+__all__ = ["EXAMPLES", "VERBS", "help_text", "main", "verb_parser"]
 
-# Heading -> verb -> what it does, in one line. The verb's module has the verb's name.
 VERBS: dict[str, dict[str, str]] = {
     "Make a model": {
         "demo": "train a small RWKV-7 on Python's own source in minutes, then let it write",
@@ -41,14 +40,16 @@ VERBS: dict[str, dict[str, str]] = {
         "convert": "write a model in another format",
     },
 }
+"""Heading -> verb -> what it does, in one line. The verb's module has the verb's name."""
 
-_EXAMPLES = (
+EXAMPLES = (
     ("rookery demo", "watch one learn, no download needed"),
-    ("rookery train book.txt --out runs/book", "from text to a model"),
+    ("rookery train book.txt --minutes 10 --out runs/book", "from text to a model"),
     ("rookery generate runs/book 'It was a'", "let it write"),
     ("echo 'It was a' | rookery generate runs/book", "in a pipe"),
     ("rookery inspect model.pth", "an official checkpoint"),
 )
+"""Commands that ``rookery --help`` shows, and what each is for."""
 
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141
@@ -98,9 +99,9 @@ def help_text(*, color: bool = False) -> str:
     for heading, verbs in VERBS.items():
         lines += ["", f"{bold}{heading}{end}"]
         lines += [f"  {cyan}{verb:<10}{end}{summary}" for verb, summary in verbs.items()]
-    width = max(len(command) for command, _ in _EXAMPLES) + 2
+    width = max(len(command) for command, _ in EXAMPLES) + 2
     lines += ["", f"{bold}Examples{end}"]
-    lines += [f"  {command:<{width}}{dim}# {comment}{end}" for command, comment in _EXAMPLES]
+    lines += [f"  {command:<{width}}{dim}# {comment}{end}" for command, comment in EXAMPLES]
     return "\n".join(lines) + "\n"
 
 
