@@ -306,6 +306,21 @@ def test_no_state_is_a_fresh_one_and_inputs_stay_as_they_were(name: str, impleme
         assert torch.equal(x, y)
 
 
+@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize("T", [32, 33])
+def test_inputs_of_any_layout(name: str, implementation: str, T: int) -> None:
+    call = make(name, T=T)
+    wanted = call("reference")
+    strided = [x.detach().swapaxes(0, -1).contiguous().swapaxes(0, -1).requires_grad_() for x in call.inputs]
+    turned = Call(name, strided)
+    got = turned(implementation)
+    for what, x, y in zip(("y", "state"), got, wanted, strict=True):
+        assert_close(x, y, 1e-5, what)
+    ones = torch.autograd.grad(got[0].sum(), strided)
+    for i, (x, y) in enumerate(zip(ones, torch.autograd.grad(wanted[0].sum(), call.inputs), strict=True)):
+        assert_close(x, y, 1e-4, f"gradient of input {i}")
+
+
 def test_the_choice_is_told_and_can_be_forced() -> None:
     for name in OPERATORS:
         assert ops.chosen(name, tokens=1) == "reference"

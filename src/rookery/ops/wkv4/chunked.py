@@ -118,4 +118,4 @@ def _segment(
     far, inside, own = ((p - top).to(v.dtype).exp() for p in (far_p, near.p, own_p))
     a, b = (x[:, :, None].to(v.dtype) for x in (outer.a, outer.b))
     y = (far * a + inside * near.a + own * v) / (far * b + inside * near.b + own)
-    return y.view(B, n * C, A)[:, :T], torch.stack(span, dim=1)
+    return y.reshape(B, n * C, A)[:, :T], torch.stack(span, dim=1)
