@@ -6,8 +6,8 @@ import pytest
 
 from rookery import cli
 from rookery.cli import demo
+from rookery.train.corpus import read_data
 from rookery.train.documents import Document
-from rookery.train.loop import read_data
 
 
 @pytest.fixture(scope="module")

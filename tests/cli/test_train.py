@@ -15,20 +15,7 @@ from rookery import cli
 from rookery.cli import train as verb
 from rookery.train import TrainConfig
 
-SMALL = [
-    "--layers",
-    "1",
-    "--width",
-    "16",
-    "--context",
-    "16",
-    "--batch",
-    "2",
-    "--valid-every",
-    "0",
-    "--device",
-    "cpu",
-]
+SMALL = ["--layers", "1", "--width", "16", "--context", "16", "--batch", "2", "--valid-every", "0"]
 
 
 @pytest.fixture

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -251,12 +253,20 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tiny, tmp_path, monkeypatch)
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_minutes_are_a_budget(tiny):
-    result = train(tiny(tokens=None, minutes=0.01, valid_every=0))
-    assert result.seconds >= 0.6
-    assert result.step > 1
+def test_minutes_are_a_budget(tiny, monkeypatch):
+    import rookery.train.loop as loop
+
+    # A clock that goes on by a tenth of a second whenever it is read.
+    readings = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(readings) / 10))
+    result = train(tiny(tokens=None, minutes=0.1, valid_every=0, warmup_steps=0))
+    assert 6 <= result.seconds < 6.5
     rows = [row for row in read_metrics(result.run / "metrics.csv") if row.learning_rate]
-    assert rows[-1].learning_rate < rows[len(rows) // 2].learning_rate
+    assert len(rows) == result.step > 10
+    rates = [row.learning_rate for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(5e-3, rel=0.01)
+    assert rates[-1] == pytest.approx(5e-4, rel=0.1)
 
 
 def test_a_run_starts_from_a_model(tiny, tmp_path, text_file):
@@ -278,7 +288,7 @@ def test_explicit_validation_data(tiny, tmp_path):
     result = train(tiny(valid_data=(str(tmp_path / "valid.txt"),)))
     assert result.valid_loss is not None
     (tmp_path / "valid.txt").write_text("x")
-    with pytest.raises(DataError, match=r"valid\.txt: 1 token to validate on"):
+    with pytest.raises(DataError, match=r"valid\.txt: one token to validate on"):
         train(tiny(valid_data=(str(tmp_path / "valid.txt"),), overwrite=True))
 
 

@@ -91,8 +91,8 @@ def run(args: Namespace) -> int:
 
     from rookery.cli.train import report
     from rookery.train import train
+    from rookery.train.corpus import read_data
     from rookery.train.display import make_reporter
-    from rookery.train.loop import read_data
 
     config = demo_config(minutes=args.minutes, out=args.out, seed=args.seed)
     console = Console()

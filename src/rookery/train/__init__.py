@@ -4,7 +4,7 @@
     result = train(TrainConfig(data=("tinyshakespeare.txt",), tokens=2_000_000))
 
 - ``config.py`` what a run is;  ``schedule.py`` its learning rate and its budget.
-- ``documents.py`` text from files;  ``data.py`` rows of tokens from text, and their order.
+- ``documents.py`` text from files;  ``corpus.py`` tokens from text;  ``data.py`` rows of tokens, in order.
 - ``loss.py``, ``optimizer.py``, ``evaluate.py``, ``loop.py`` the training itself.
 - ``run_folder.py`` what is on the disk;  ``signals.py`` Ctrl-C.
 - ``metrics.py``, ``plotting.py``, ``display.py`` what a person sees.

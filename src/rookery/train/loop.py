@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from rookery import checkpoints
 from rookery.config import ModelConfig
-from rookery.errors import CheckpointError, ConfigError, DataError, TrainingError, require
+from rookery.errors import ConfigError, DataError, TrainingError, require
 from rookery.models import RWKV, from_checkpoint, init_weights
-from rookery.tokenizers import CharTokenizer, Tokenizer, from_spec, guess, named
+from rookery.tokenizers import Tokenizer, from_spec
 from rookery.train.config import TrainConfig
-from rookery.train.data import IGNORED, Rows, TokenStream, TrainingOrder, bytes_of_tokens, pack
+from rookery.train.corpus import Corpus, choose_tokenizer, read_corpus
+from rookery.train.data import IGNORED, Rows, TrainingOrder, bytes_of_tokens
 from rookery.train.display import Reporter, RunFacts, SilentReporter
-from rookery.train.documents import Document, hold_out, read_documents
 from rookery.train.evaluate import evaluate, evaluate_documents, on_device
 from rookery.train.loss import cross_entropy, l2wrap
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
@@ -29,7 +29,7 @@ from rookery.train.run_folder import Counters, RunFolder, TrainingState
 from rookery.train.schedule import Budget, learning_rate
 from rookery.train.signals import StopSignals
 
-__all__ = ["TrainResult", "accumulate_gradients", "read_data", "resume", "train"]
+__all__ = ["TrainResult", "accumulate_gradients", "resume", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,13 @@ def train(config: TrainConfig, *, reporter: Reporter | None = None) -> TrainResu
     """
     config = config.absolute()
     initial = None if config.init is None else checkpoints.load(config.init)
-    training, validation = read_data(config)
-    tokenizer = _choose_tokenizer(config, initial, [*training, *validation])
+    corpus = read_corpus(config, partial(choose_tokenizer, config, initial))
     if initial is None:
-        model = RWKV(config.model_config(tokenizer.vocab_size))
+        model = RWKV(config.model_config(corpus.tokenizer.vocab_size))
         init_weights(model, seed=config.seed)
     else:
         model = from_checkpoint(initial, dtype=torch.float32)
-    return _Run(config, training, validation, tokenizer, model, reporter).train()
+    return _Run(config, corpus, model, reporter).train()
 
 
 def resume(run: str | Path, *, reporter: Reporter | None = None) -> TrainResult:
@@ -106,29 +105,10 @@ def resume(run: str | Path, *, reporter: Reporter | None = None) -> TrainResult:
         raise ConfigError(
             f"{run}: this run is finished; to train its model further, start a new run with --init {run}"
         )
-    training, validation = read_data(config)
-    tokenizer = from_spec(state.tokenizer)
+    corpus = read_corpus(config, lambda _: from_spec(state.tokenizer))
     model = RWKV(ModelConfig.from_dict(state.model_config))
     model.load_state_dict(state.model)
-    return _Run(config, training, validation, tokenizer, model, reporter, resumed=(folder, state)).train()
-
-
-def read_data(config: TrainConfig) -> tuple[list[Document], list[Document]]:
-    """The documents of a run to train on, and those to validate on.
-
-    Raises:
-        DataError: data that cannot be used; the message names the file.
-    """
-
-    def read(paths: Sequence[str]) -> list[Document]:
-        return read_documents(
-            paths, text_field=config.text_field, suffix=config.suffix, exclude=config.exclude
-        )
-
-    documents = read(config.data)
-    if config.valid_data:
-        return documents, read(config.valid_data)
-    return hold_out(documents, config.valid_fraction)
+    return _Run(config, corpus, model, reporter, resumed=(folder, state)).train()
 
 
 def accumulate_gradients(model: RWKV, rows: Rows, config: TrainConfig) -> Tensor:
@@ -164,9 +144,7 @@ class _Run:
     def __init__(
         self,
         config: TrainConfig,
-        training: list[Document],
-        validation: list[Document],
-        tokenizer: Tokenizer,
+        corpus: Corpus,
         model: RWKV,
         reporter: Reporter | None,
         resumed: tuple[RunFolder, TrainingState] | None = None,
@@ -174,25 +152,22 @@ class _Run:
         # Now, and not after hours of training, when the picture is drawn.
         require("matplotlib", extra="train", purpose="The picture of the loss")
         self.config = config
-        self.tokenizer = tokenizer
+        self.tokenizer = corpus.tokenizer
+        self.validation = corpus.validation
         self.device = _device(config)
         self.model = model.to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.budget = Budget(config)
         self.reporter = reporter if reporter is not None else SilentReporter()
-        self.token_bytes = bytes_of_tokens(tokenizer)
-
-        training_stream = pack(training, tokenizer)
-        self.validation = pack(validation, tokenizer)
-        _check_validation(self.validation, validation)
+        self.token_bytes = bytes_of_tokens(corpus.tokenizer)
         self.order = TrainingOrder(
-            training_stream,
+            corpus.training,
             context=config.context,
             batch=config.batch,
             seed=config.seed,
             name=", ".join(config.data),
         )
-        self.fingerprint = training_stream.fingerprint()
+        self.fingerprint = corpus.training.fingerprint()
         if resumed is None:
             self.folder, self.counters = RunFolder.create(config), Counters()
             self.metrics = MetricsFile(self.folder.metrics)
@@ -372,38 +347,3 @@ def _device(config: TrainConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU here; leave it out to train on the CPU")
     return torch.device(config.device)
-
-
-def _choose_tokenizer(
-    config: TrainConfig, initial: checkpoints.Checkpoint | None, documents: list[Document]
-) -> Tokenizer:
-    if config.tokenizer == "chars":
-        tokenizer = CharTokenizer.from_corpus("".join(document.text for document in documents))
-    elif config.tokenizer is not None:
-        tokenizer = named(config.tokenizer)
-    elif initial is None:
-        return named("bytes")
-    elif initial.tokenizer is not None:
-        tokenizer = from_spec(initial.tokenizer)
-    else:
-        known = guess(initial.config.vocab_size)
-        if known is None:
-            raise CheckpointError(
-                initial.path,
-                f"has no tokenizer with it, and its vocabulary of {initial.config.vocab_size} is of no known "
-                f"one; name it with --tokenizer",
-            )
-        tokenizer = known
-    # A vocabulary may be padded to a round size, so that the model may know more ids than the tokenizer.
-    if initial is not None and tokenizer.vocab_size > initial.config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but the model {initial.path} only "
-            f"{initial.config.vocab_size}"
-        )
-    return tokenizer
-
-
-def _check_validation(stream: TokenStream, documents: list[Document]) -> None:
-    if len(stream.tokens) < 2:
-        names = ", ".join(document.name for document in documents[:3])
-        raise DataError(f"{names}: {len(stream.tokens)} token to validate on is too little; two are needed")
