@@ -44,14 +44,14 @@ FACTS = RunFacts(
 )
 
 
-def shown(terminal: bool) -> str:
+def shown(terminal: bool, spent: float = 1.0) -> str:
     file = io.StringIO()
     reporter = make_reporter(Console(file=file, force_terminal=terminal, width=100, _environ={}))
     assert isinstance(reporter, RichReporter if terminal else PlainReporter)
     reporter.begin(FACTS)
     reporter.step(step(1), 0.4, 90.0)
     reporter.validation(validation(1))
-    reporter.step(step(2), 1.0, 0.0)
+    reporter.step(step(2), spent, 0.0)
     reporter.saved(Path("runs/x"), 2)
     reporter.end()
     return file.getvalue()
@@ -71,10 +71,12 @@ def test_a_pipe_gets_plain_lines():
 
 
 def test_a_terminal_gets_a_bar():
-    output = shown(terminal=True)
+    output = shown(terminal=True, spent=0.9)
     assert "\x1b[" in output
     assert "held out: 1.5000  2.1640 bits/byte" in output
     assert "tokens/s" in output
+    # The validation at the end takes a while.
+    assert "reading all that is held out" in shown(terminal=True)
     assert "runs/[brackets]" in output
 
 

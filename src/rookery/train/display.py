@@ -139,10 +139,12 @@ class RichReporter:
     def step(self, row: Metrics, spent: float, seconds_left: float | None) -> None:
         """Move the bar."""
         self._recent.add(row)
-        status = (
-            f"loss [bold]{self._recent.loss:.3f}[/]{self._validation} · "
+        rest = (
             f"{self._recent.speed:,.0f} tokens/s · {_duration(seconds_left)} left"
+            if spent < 1
+            else "reading all that is held out"
         )
+        status = f"loss [bold]{self._recent.loss:.3f}[/]{self._validation} · {rest}"
         assert self._task is not None
         self._progress.update(self._task, completed=spent, status=status)
 
