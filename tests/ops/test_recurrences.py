@@ -374,3 +374,12 @@ def test_inside_a_compiled_function(name: str) -> None:
         assert torch.equal(x, y * 2)
     for x, y in zip(call.gradients(got), call.gradients(plain), strict=True):
         assert torch.equal(x, y * 2)
+
+
+@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+def test_trains_after_it_first_ran_in_inference_mode(name: str, implementation: str) -> None:
+    # A length that no other test uses: what a form keeps for a length is then made in inference mode.
+    call = make(name, T=13)
+    with torch.inference_mode():
+        call(implementation)
+    assert all(torch.isfinite(x).all() for x in call.gradients(call(implementation)))

@@ -60,15 +60,17 @@ def _spans(C: int) -> tuple[Tensor, Tensor]:
         pairs [levels, C, C], 0 or 1: at [level, i, j], whether j is in the first half of a block and i in the
         second.
     """
-    token = torch.arange(C)
-    i, j = token[:, None], token[None]
-    spans, pairs = [], []
-    for half in (2**level for level in range(max(1, (C - 1).bit_length()))):
-        middle = i // (2 * half) * (2 * half) + half
-        spans.append(torch.where(i < middle, (j > i) & (j < middle), (j >= middle) & (j < i)))
-        pairs.append((i >= middle) & (j < middle) & (j >= middle - half))
-    # Between neighbours, the halves of 1, there are no tokens.
-    return torch.stack([*spans[1:], j < i, j > i]).float(), torch.stack(pairs).float()
+    # What is made inside inference_mode could never take part in training afterwards.
+    with torch.inference_mode(False):
+        token = torch.arange(C, device="cpu")
+        i, j = token[:, None], token[None]
+        spans, pairs = [], []
+        for half in (2**level for level in range(max(1, (C - 1).bit_length()))):
+            middle = i // (2 * half) * (2 * half) + half
+            spans.append(torch.where(i < middle, (j > i) & (j < middle), (j >= middle) & (j < i)))
+            pairs.append((i >= middle) & (j < middle) & (j >= middle - half))
+        # Between neighbours, the halves of 1, there are no tokens.
+        return torch.stack([*spans[1:], j < i, j > i]).float(), torch.stack(pairs).float()
 
 
 def decayed_outer_products(
