@@ -71,7 +71,8 @@ def demo_config(*, minutes: float, out: str, seed: int = 0) -> TrainConfig:
         width=128,
         context=256,
         batch=4,
-        learning_rate=4e-3,
+        learning_rate=2e-3,
+        warmup_steps=50,
         weight_decay=0.1,
         minutes=minutes,
         # A third of the held-out files; on two cores this takes three seconds every half minute.
