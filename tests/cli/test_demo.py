@@ -62,6 +62,6 @@ def test_the_whole_demo(tmp_path, monkeypatch, capfd):
     assert last.startswith("Bits per byte on ")
     for name in ("RWKV-7 ", "xz -9e ", "gzip -9 "):
         assert 0 < float(last.split(name)[1].split(",")[0]) < 10
-    written = output.split("class ", 1)[1].split("\n\n300 bytes in ")[0]
+    written = output.split("\ndef ", 1)[1].split("\n\n300 bytes in ")[0]
     # In a pipe, the bytes that are no UTF-8 come out as U+FFFD, one for up to three of them.
     assert 100 <= len(written) <= 300

@@ -36,7 +36,7 @@ _EXCLUDED = (
     "_sysconfigdata*",
 )
 
-_PROMPT = "class "
+_PROMPT = "def "
 _BYTES = 300
 
 
@@ -133,7 +133,7 @@ def _write(path: Path, seed: int) -> None:
     began = time.perf_counter()
     write_text(_PROMPT)
     for piece in model.stream(
-        _PROMPT, max_tokens=_BYTES, temperature=0.8, top_p=0.9, banned_tokens=banned, seed=seed
+        _PROMPT, max_tokens=_BYTES, temperature=0.7, top_p=0.9, banned_tokens=banned, seed=seed
     ):
         write_text(piece)
     seconds = time.perf_counter() - began
