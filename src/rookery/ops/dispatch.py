@@ -47,6 +47,10 @@ class Implementation:
     installed: Callable[[], bool] = _always
     """Whether this installation has what it needs."""
 
+    traced: bool = True
+    """Whether torch.compile looks inside. Loops over chunks, unrolled, take minutes to compile and gain
+    nothing: such a form runs as it is, between two graphs."""
+
     def misfit(self, *, device: str, dtype: torch.dtype) -> str | None:
         """Why it cannot compute such a call at all, or None where it can."""
         if self.devices is not None and device not in self.devices:
@@ -171,8 +175,7 @@ def call(
         before = torch.where(unseen, fresh_state(dtype), before)
     with full_precision(device):
         run: Callable[..., tuple[Tensor, Tensor]] = row.run
-        if torch.compiler.is_compiling():
-            # Unrolled loops over chunks take minutes to compile and gain nothing: they run as they are.
+        if torch.compiler.is_compiling() and not row.traced:
             run = cast("Any", torch.compiler.disable(run))
         y, after = run(*(x.to(dtype) for x in inputs), before, starts)
     return y.to(v.dtype), after

@@ -27,7 +27,7 @@ from rookery.state import NO_MAXIMUM
 __all__ = ["IMPLEMENTATIONS", "wkv4"]
 
 IMPLEMENTATIONS = (
-    Implementation(name="chunked", run=wkv4_chunked, min_tokens=16),
+    Implementation(name="chunked", run=wkv4_chunked, traced=False, min_tokens=16),
     Implementation(name="reference", run=wkv4_reference),
 )
 

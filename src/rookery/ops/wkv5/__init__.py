@@ -21,7 +21,7 @@ from rookery.ops.wkv5.reference import wkv5_reference
 __all__ = ["IMPLEMENTATIONS", "wkv5"]
 
 IMPLEMENTATIONS = (
-    Implementation(name="chunked", run=wkv5_chunked, min_tokens=8),
+    Implementation(name="chunked", run=wkv5_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv5_reference),
 )
 

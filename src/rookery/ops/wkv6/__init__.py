@@ -20,7 +20,7 @@ from rookery.ops.wkv6.reference import wkv6_reference
 __all__ = ["IMPLEMENTATIONS", "wkv6"]
 
 IMPLEMENTATIONS = (
-    Implementation(name="chunked", run=wkv6_chunked, min_tokens=8),
+    Implementation(name="chunked", run=wkv6_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv6_reference),
 )
 

@@ -21,7 +21,7 @@ from rookery.ops.wkv7.reference import wkv7_reference
 __all__ = ["IMPLEMENTATIONS", "wkv7"]
 
 IMPLEMENTATIONS = (
-    Implementation(name="chunked", run=wkv7_chunked, min_tokens=8),
+    Implementation(name="chunked", run=wkv7_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv7_reference),
 )
 
