@@ -4,11 +4,11 @@
 
 Three tables:
 
-1. Training, tokens/s of forward + backward + AdamW: the chunked form against the sequential loop of the same
-   model, at growing context and a constant number of tokens a step.
-2. Generation, one stream: time and memory of a token after 1k, 16k and 64k tokens, both constant for a
+1. Generation, one stream: time and memory of a token after 1k, 16k and 64k tokens, both constant for a
    recurrent model: the state does not grow.
-3. Training of RWKV-7 against a GPT (scaled_dot_product_attention) of the same shape, interleaved in one run.
+2. Training of RWKV-7 against a GPT (scaled_dot_product_attention) of the same shape, interleaved in one run.
+3. Training, tokens/s of forward + backward + AdamW: the chunked form against the sequential loop of the same
+   model, at growing context and a constant number of tokens a step.
 """
 
 from __future__ import annotations
@@ -79,9 +79,13 @@ def measure_training(config: ModelConfig, contexts: list[int], tokens_per_step: 
     for context in contexts:
         batch = max(1, tokens_per_step // context)
         tokens = torch.randint(VOCAB, (batch, context + 1), generator=torch.Generator().manual_seed(1))
-        for mode, implementation, repeats in (("parallel", "chunked", 5), ("sequential", "reference", 2)):
+        # A sequential step takes up to a minute: one is enough, and is its own warm-up.
+        for mode, implementation, repeats, warm_up in (
+            ("parallel", "chunked", 5, 1),
+            ("sequential", "reference", 1, 0),
+        ):
             step = training_step(model, optimizer, tokens, implementation=implementation)
-            (seconds,) = interleaved_medians([step], repeats=repeats)
+            (seconds,) = interleaved_medians([step], repeats=repeats, warm_up=warm_up)
             name = f"RWKV-{config.version} training, {mode}, T {context}"
             figures.append(Figure(name, batch * context / seconds, "tok/s"))
             gc.collect()
@@ -141,37 +145,35 @@ def measure_against_gpt(
     return figures
 
 
-def _values(figures: list[Figure], pattern: str, keys: list[int]) -> list[str]:
+def _values(figures: list[Figure], pattern: str, keys: list[int]) -> list[float]:
     by_name = {figure.figure: figure.value for figure in figures}
-    return [f"{by_name[pattern.format(key)]:,.3g}" for key in keys]
+    return [by_name[pattern.format(key)] for key in keys]
 
 
 def _training_table(figures: list[Figure], versions: list[Version], contexts: list[int]) -> Table:
-    table = Table(title="Training, tokens/s, time-parallel / time-sequential", title_justify="left")
+    table = Table(title="Training, tokens/s", title_justify="left")
     table.add_column("model")
+    table.add_column("mode")
     for context in contexts:
         table.add_column(f"T {context}", justify="right")
     for version in versions:
-        parallel = _values(figures, f"RWKV-{version} training, parallel, T {{}}", contexts)
-        sequential = _values(figures, f"RWKV-{version} training, sequential, T {{}}", contexts)
-        pairs = [f"{a} / {b}" for a, b in zip(parallel, sequential, strict=True)]
-        table.add_row(f"RWKV-{version}", *pairs)
+        for mode in ("parallel", "sequential"):
+            values = _values(figures, f"RWKV-{version} training, {mode}, T {{}}", contexts)
+            table.add_row(f"RWKV-{version}", f"time-{mode}", *(f"{value:,.0f}" for value in values))
     return table
 
 
 def _generation_table(figures: list[Figure], versions: list[Version], lengths: list[int]) -> Table:
-    table = Table(
-        title="Generation, one stream: ms a token | kB of state | MB resident", title_justify="left"
-    )
+    table = Table(title="Generation, one stream, after so many tokens", title_justify="left")
     table.add_column("model")
+    table.add_column("figure")
     for length in lengths:
-        table.add_column(f"after {length:,}", justify="right")
+        table.add_column(f"{length:,}", justify="right")
     for version in versions:
-        name = f"RWKV-{version} generation after {{}} tokens"
-        parts = [
-            _values(figures, f"{name}, {part}", lengths) for part in ("time", "state", "resident memory")
-        ]
-        table.add_row(f"RWKV-{version}", *(" | ".join(cell) for cell in zip(*parts, strict=True)))
+        for part, unit, digits in (("time", "ms/token", 2), ("state", "kB", 1), ("resident memory", "MB", 0)):
+            values = _values(figures, f"RWKV-{version} generation after {{}} tokens, {part}", lengths)
+            cells = (f"{value:,.{digits}f}" for value in values)
+            table.add_row(f"RWKV-{version}", f"{part}, {unit}", *cells)
     return table
 
 
@@ -194,19 +196,24 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
 
+    versions = options.versions
+    configs = [
+        sized(version, vocab_size=VOCAB, width=options.width, num_layers=options.layers)
+        for version in versions
+    ]
+    # First, because a process keeps some of the memory that training took.
+    generation = [figure for config in configs for figure in measure_generation(config, options.lengths)]
+    CONSOLE.print(_generation_table(generation, versions, options.lengths))
     against_gpt = measure_against_gpt(
         options.width, options.layers, [512, 1024, 4096], options.tokens_per_step
     )
     print_figures("RWKV-7 against a GPT of the same shape", against_gpt)
-    training: list[Figure] = []
-    generation: list[Figure] = []
-    for version in options.versions:
-        config = sized(version, vocab_size=VOCAB, width=options.width, num_layers=options.layers)
-        CONSOLE.print(f"RWKV-{version} ...", style="dim")
-        generation += measure_generation(config, options.lengths)
-        training += measure_training(config, options.contexts, options.tokens_per_step)
-    CONSOLE.print(_training_table(training, options.versions, options.contexts))
-    CONSOLE.print(_generation_table(generation, options.versions, options.lengths))
+    training = [
+        figure
+        for config in configs
+        for figure in measure_training(config, options.contexts, options.tokens_per_step)
+    ]
+    CONSOLE.print(_training_table(training, versions, options.contexts))
     write_figures(options.json, [*against_gpt, *training, *generation])
 
 

@@ -93,16 +93,17 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def print_figures(title: str, figures: Sequence[Figure]) -> None:
     """The table of the figures that have a bound, then of the rest."""
     table = Table(title=title, title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("unit")
-    table.add_column("bound", justify="right")
-    table.add_column("holds")
+    table.add_column("figure", no_wrap=True)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("bound", justify="right", no_wrap=True)
+    table.add_column("holds", no_wrap=True)
     for each in figures:
         sign = "≤" if each.at_most else "≥"
-        bound = "" if each.bound is None else f"{sign} {each.bound:g}"
+        bound = "" if each.bound is None else f"{sign} {each.bound:.3g}"
         holds = {True: "yes", False: "NO", None: ""}[each.holds]
-        table.add_row(each.figure, f"{each.value:,.4g}", each.unit, bound, holds)
+        value = f"{each.value:,.0f}" if abs(each.value) >= 1000 else f"{each.value:.3g}"
+        table.add_row(each.figure, value, each.unit, bound, holds)
     Console().print(table)
 
 
