@@ -138,6 +138,7 @@ PUBLIC = {
         "State",
         "StateError",
         "TokenizerError",
+        "TrainingError",
         "__version__",
         "load",
     ],

@@ -24,6 +24,7 @@ from rookery.errors import (
     RookeryError,
     StateError,
     TokenizerError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "State",
     "StateError",
     "TokenizerError",
+    "TrainingError",
     "__version__",
     "load",
 ]
