@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rookery.files import atomic_write
+from rookery.files import atomic_write, shown
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH_WING = {"ops", "models", "train"}
@@ -94,3 +94,9 @@ def test_atomic_write_follows_a_link(tmp_path):
         file.write(b"new")
     assert link.is_symlink()
     assert target.read_bytes() == b"new"
+
+
+def test_paths_below_the_current_folder_are_shown_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "runs" / "book") == str(Path("runs") / "book")
+    assert shown(tmp_path.parent) == str(tmp_path.parent)

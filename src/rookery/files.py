@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old one or the new one, never a part."""
+"""Writing files so that a reader finds the old one or the new one, never a part; and naming them to people."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "shown"]
 
 
 @contextmanager
@@ -37,6 +37,12 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative to the current folder if it is below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _mode_for(target: Path) -> int:

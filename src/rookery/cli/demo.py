@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rookery.cli.terminal import write_text
 from rookery.errors import require
+from rookery.files import shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -137,7 +138,9 @@ def _write(path: Path, seed: int) -> None:
     ):
         write_text(piece)
     seconds = time.perf_counter() - began
-    print(f"\n\n{_BYTES} bytes in {seconds:.1f} s. More: rookery generate {shlex.quote(str(path))} 'import '")
+    print(
+        f"\n\n{_BYTES} bytes in {seconds:.1f} s. More: rookery generate {shlex.quote(shown(path))} 'import '"
+    )
     sys.stdout.flush()
 
 
@@ -146,7 +149,7 @@ def _comparison(result: TrainResult, training: Sequence[Document], held_out: Seq
     others = bits_per_byte(held_out)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in others.items())
     return (
-        f"Saved: {result.run / 'model.safetensors'}; the loss: {result.run / 'loss.png'}\n"
+        f"Saved: {shown(result.run / 'model.safetensors')}; the loss: {shown(result.run / 'loss.png')}\n"
         f"The model reads each held-out file by itself, from its first byte on, after "
         f"{result.seconds / 60:.1f} minutes with {len(training)} other files.\n"
         f"The compressors get the held-out files joined into one, which helps them, and have seen no others. "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rookery.config import PRESETS, VERSIONS
 from rookery.errors import ConfigError, require
+from rookery.files import shown
 
 if TYPE_CHECKING:
     from rookery.train import TrainResult
@@ -203,7 +204,7 @@ def run(args: Namespace) -> int:
 
 def report(result: TrainResult) -> int:
     """Print how a run ended and what to do with it; returns the exit status."""
-    run = shlex.quote(_short(result.run))
+    run = shlex.quote(shown(result.run))
     if result.interrupted is not None:
         print(f"Stopped and saved after step {result.step}. To go on:\n  rookery train --resume {run}")
         return 128 + result.interrupted
@@ -219,11 +220,3 @@ def report(result: TrainResult) -> int:
 def _flag(name: str) -> str:
     flags = {"ranks": "--rank", "l2wrap": "--no-l2wrap"}
     return flags.get(name, "--" + name.replace("_", "-"))
-
-
-def _short(path: Any) -> str:
-    """A path relative to the current folder if it is below it."""
-    from pathlib import Path
-
-    path = Path(path)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

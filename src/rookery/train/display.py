@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from rookery.config import ModelConfig
+from rookery.files import shown
 from rookery.train.config import TrainConfig
 from rookery.train.metrics import Metrics
 
@@ -103,7 +104,7 @@ class PlainReporter:
 
     def saved(self, run: Path, step: int) -> None:
         """Print the folder."""
-        self._print(f"saved {run} (step {step})")
+        self._print(f"saved {shown(run)} (step {step})")
 
     def end(self) -> None:
         """Say nothing more."""
@@ -197,7 +198,7 @@ def _headline(facts: RunFacts) -> str:
         f"{facts.parameters / 1e6:.2f} M parameters, on {facts.device}\n"
         f"Data: {facts.training_tokens:,} tokens to train on, {facts.validation_tokens:,} held out "
         f"({facts.tokenizer})\n"
-        f"Budget: {budget}, {config.batch} x {config.context} in a step; run folder: {facts.run}"
+        f"Budget: {budget}, {config.batch} x {config.context} in a step; run folder: {shown(facts.run)}"
     )
 
 
