@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old one or the new one, never a part; and naming them to people."""
+"""Files: written so that a reader finds the old one or the new one, never a part; named as a person would."""
 
 from __future__ import annotations
 
