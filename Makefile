@@ -1,6 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow format docs clean
@@ -8,12 +11,17 @@ BIN := $(VENV)/bin
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready  ## Make the virtual environment .venv with everything that the other targets need.
+setup: $(VENV)/.native  ## Make the virtual environment .venv with everything that the other targets need.
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch cmake nanobind ninja scikit-build-core
+	$(PIP) --no-build-isolation --editable '.[dev]'
+	touch $@
+
+# The extension, built again where its source has changed.
+$(VENV)/.native: $(VENV)/.ready CMakeLists.txt $(shell find csrc -type f)
+	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
 
 demo: setup  ## Train a small RWKV-7 on Python's standard library in five minutes, then let it write.
@@ -21,6 +29,7 @@ demo: setup  ## Train a small RWKV-7 on Python's standard library in five minute
 
 test: setup  ## The gate: format, lint, types, floors, tests.
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
@@ -31,10 +40,12 @@ test-slow: setup  ## The tests that take long.
 
 format: setup  ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/ruff check --fix .
 
-docs: setup  ## Write the help of every verb into docs/cli.md.
+docs: setup  ## Write what is made from the code: docs/cli.md, and the types of the extension for pyright.
 	$(BIN)/python -m scripts.help_pages
+	$(BIN)/python -m nanobind.stubgen -q -m rookery.native._engine -o src/rookery/native/_engine.pyi
 
 clean:  ## Remove the virtual environment and what builds and tools leave behind.
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -16,7 +16,7 @@ import rookery
 MODULES = ["rookery"] + [
     module.name
     for module in pkgutil.walk_packages(rookery.__path__, "rookery.")
-    if not module.name.endswith("__main__")
+    if not module.name.endswith(("__main__", "_engine"))
 ]
 
 

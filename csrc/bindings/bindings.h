@@ -1,0 +1,10 @@
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace rookery {
+
+void bind_machine(nanobind::module_& m);
+void bind_matrix(nanobind::module_& m);
+
+}  // namespace rookery

@@ -1,0 +1,28 @@
+// The tables of kernels: one for each instruction set.
+#pragma once
+
+#include "matrix.h"
+
+namespace rookery {
+
+struct Kernels {
+  MatrixKernels matrix;
+};
+
+// Of the instruction set in force (instruction_set.h).
+const Kernels& kernels();
+
+namespace portable {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx2_vnni {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace rookery

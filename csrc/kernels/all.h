@@ -1,0 +1,18 @@
+// Every kernel, and their table. Included once for each instruction set, after its lanes.
+//
+// Nothing here may instantiate a template or call an inline function of another header that is not a lane's: the
+// linker would keep one copy of it for all instruction sets, and perhaps the one that this machine cannot run.
+#pragma once
+
+#include "kernels.h"
+#include "kernels/multiply.h"
+#include "lanes/functions.h"
+
+namespace rookery::ROOKERY_LANES {
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    .matrix = matrix_kernels(),
+};
+
+}  // namespace rookery::ROOKERY_LANES

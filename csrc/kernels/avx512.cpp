@@ -1,0 +1,4 @@
+#define ROOKERY_LANES avx512
+#include "lanes/avx512.h"
+
+#include "kernels/all.h"

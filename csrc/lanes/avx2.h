@@ -1,0 +1,179 @@
+// Sixteen lanes on AVX2, FMA and F16C: two registers of eight. With AVX-VNNI where the compiler is told to use
+// it. See lanes/portable.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define ROOKERY_INLINE inline __attribute__((always_inline))
+
+namespace rookery::ROOKERY_LANES {
+
+constexpr int kTokensPerTile = 2;  // 16 registers of half the width: 4 for sums, 4 for totals, the rest to work with
+constexpr int kGroupsPerTile = 2;
+
+struct Floats {
+  __m256 a, b;
+};
+struct Ints {
+  __m256i a, b;
+};
+struct Bytes {
+  __m256i a, b;
+};
+
+ROOKERY_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+ROOKERY_INLINE Floats broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+ROOKERY_INLINE Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+ROOKERY_INLINE Floats load(const float* p, int n) {
+  return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, first_lanes(n - 8))};
+}
+ROOKERY_INLINE void store(float* p, Floats x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+ROOKERY_INLINE void store(float* p, Floats x, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), x.a);
+  _mm256_maskstore_ps(p + 8, first_lanes(n - 8), x.b);
+}
+
+#define ROOKERY_BOTH(name, intrinsic) \
+  ROOKERY_INLINE Floats name(Floats x, Floats y) { return {intrinsic(x.a, y.a), intrinsic(x.b, y.b)}; }
+ROOKERY_BOTH(operator+, _mm256_add_ps)
+ROOKERY_BOTH(operator-, _mm256_sub_ps)
+ROOKERY_BOTH(operator*, _mm256_mul_ps)
+ROOKERY_BOTH(operator/, _mm256_div_ps)
+ROOKERY_BOTH(max, _mm256_max_ps)
+ROOKERY_BOTH(min, _mm256_min_ps)
+#undef ROOKERY_BOTH
+
+ROOKERY_INLINE Floats fma(Floats x, Floats y, Floats z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+ROOKERY_INLINE Floats abs(Floats x) {
+  __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+ROOKERY_INLINE Floats sqrt(Floats x) { return {_mm256_sqrt_ps(x.a), _mm256_sqrt_ps(x.b)}; }
+ROOKERY_INLINE Floats round(Floats x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(x.a, nearest), _mm256_round_ps(x.b, nearest)};
+}
+ROOKERY_INLINE __m256 power_of_two(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+ROOKERY_INLINE Floats power_of_two(Floats n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+ROOKERY_INLINE float sum(Floats x) {
+  __m256 eight = _mm256_add_ps(x.a, x.b);
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+ROOKERY_INLINE float maximum(Floats x) {
+  __m256 eight = _mm256_max_ps(x.a, x.b);
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+ROOKERY_INLINE __m128i load_128(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+ROOKERY_INLINE __m256 widen_bf16(__m128i half) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+ROOKERY_INLINE Floats load_bf16(const uint16_t* p) { return {widen_bf16(load_128(p)), widen_bf16(load_128(p + 8))}; }
+ROOKERY_INLINE __m256i narrow_bf16(__m256 x) {
+  __m256i bits = _mm256_castps_si256(x);
+  __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(nan));
+}
+ROOKERY_INLINE void store_bf16(uint16_t* p, Floats x) {
+  __m256i packed = _mm256_packus_epi32(narrow_bf16(x.a), narrow_bf16(x.b));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+ROOKERY_INLINE Floats load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
+}
+ROOKERY_INLINE Floats widen_u8(__m128i bytes) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+ROOKERY_INLINE Floats load_u8(const uint8_t* p) { return widen_u8(load_128(p)); }
+ROOKERY_INLINE void load_nibbles(const uint8_t* p, Floats& low, Floats& high) {
+  __m128i bytes = load_128(p), mask = _mm_set1_epi8(15);
+  low = widen_u8(_mm_and_si128(bytes, mask));
+  high = widen_u8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
+}
+ROOKERY_INLINE void store_s8(int8_t* p, Floats x) {
+  __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+
+ROOKERY_INLINE Bytes load_bytes(const void* p) {
+  const __m256i* halves = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
+}
+ROOKERY_INLINE Bytes low_nibbles(Bytes x) {
+  __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+}
+ROOKERY_INLINE Bytes high_nibbles(Bytes x) {
+  __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(x.b, 4), mask)};
+}
+
+ROOKERY_INLINE __m256i four_bytes(const void* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return _mm256_set1_epi32(four);
+}
+ROOKERY_INLINE Ints start_q4(int32_t correction) {
+  return {_mm256_set1_epi32(correction), _mm256_set1_epi32(correction)};
+}
+#ifdef __AVXVNNI__
+ROOKERY_INLINE Ints start_q8(int32_t correction) { return start_q4(correction); }
+ROOKERY_INLINE Ints dot_q4(Ints sum, Bytes weights, const int8_t* x) {
+  __m256i four = four_bytes(x);
+  return {_mm256_dpbusd_avx_epi32(sum.a, weights.a, four), _mm256_dpbusd_avx_epi32(sum.b, weights.b, four)};
+}
+ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) { return dot_q4(sum, weights, x); }
+#else
+ROOKERY_INLINE __m256i add_pairs(__m256i sum, __m256i weights, __m256i x) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1)));
+}
+ROOKERY_INLINE Ints dot_q4(Ints sum, Bytes weights, const int8_t* x) {
+  __m256i four = four_bytes(x);
+  return {add_pairs(sum.a, weights.a, four), add_pairs(sum.b, weights.b, four)};
+}
+// maddubs adds two products in 16 bits, which 255 * 127 * 2 would overflow: so the offset of 128 is taken off
+// here, and the sign of each weight moves to x. Nothing is left to correct.
+ROOKERY_INLINE Ints start_q8(int32_t) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) {
+  __m256i four = four_bytes(x), top = _mm256_set1_epi8(-128);
+  __m256i a = _mm256_xor_si256(weights.a, top), b = _mm256_xor_si256(weights.b, top);
+  return {add_pairs(sum.a, _mm256_abs_epi8(a), _mm256_sign_epi8(four, a)),
+          add_pairs(sum.b, _mm256_abs_epi8(b), _mm256_sign_epi8(four, b))};
+}
+#endif
+ROOKERY_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+ROOKERY_INLINE __m256 add_bf16(__m256 sum, __m256i weights, __m256i x) {
+  __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(weights, upper));
+  __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(weights, 16));
+  sum = _mm256_fmadd_ps(even, _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)), sum);
+  return _mm256_fmadd_ps(odd, _mm256_castsi256_ps(_mm256_and_si256(x, upper)), sum);
+}
+ROOKERY_INLINE Floats dot_bf16(Floats sum, Bytes weights, const uint16_t* x) {
+  __m256i two = four_bytes(x);
+  return {add_bf16(sum.a, weights.a, two), add_bf16(sum.b, weights.b, two)};
+}
+
+}  // namespace rookery::ROOKERY_LANES

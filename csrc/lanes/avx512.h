@@ -1,0 +1,106 @@
+// Sixteen lanes on AVX-512 (F, BW, DQ, VL, VNNI, BF16). See lanes/portable.h for what each operation means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#define ROOKERY_INLINE inline __attribute__((always_inline))
+
+namespace rookery::ROOKERY_LANES {
+
+constexpr int kTokensPerTile = 12;  // 12 sums of integers, 12 totals, a weight and a scale: 26 of 32 registers
+constexpr int kGroupsPerTile = 4;   // for one token: enough chains to hide the latency of a dot product
+
+struct Floats {
+  __m512 v;
+};
+struct Ints {
+  __m512i v;
+};
+struct Bytes {
+  __m512i v;
+};
+
+ROOKERY_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+ROOKERY_INLINE Floats broadcast(float x) { return {_mm512_set1_ps(x)}; }
+ROOKERY_INLINE Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+ROOKERY_INLINE Floats load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+ROOKERY_INLINE void store(float* p, Floats x) { _mm512_storeu_ps(p, x.v); }
+ROOKERY_INLINE void store(float* p, Floats x, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), x.v); }
+
+ROOKERY_INLINE Floats operator+(Floats a, Floats b) { return {_mm512_add_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats operator-(Floats a, Floats b) { return {_mm512_sub_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats operator*(Floats a, Floats b) { return {_mm512_mul_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats operator/(Floats a, Floats b) { return {_mm512_div_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats fma(Floats a, Floats b, Floats c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+ROOKERY_INLINE Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
+ROOKERY_INLINE Floats abs(Floats a) { return {_mm512_abs_ps(a.v)}; }
+ROOKERY_INLINE Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.v)}; }
+ROOKERY_INLINE Floats round(Floats a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+ROOKERY_INLINE Floats power_of_two(Floats n) {
+  return {
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
+}
+ROOKERY_INLINE float sum(Floats a) { return _mm512_reduce_add_ps(a.v); }
+ROOKERY_INLINE float maximum(Floats a) { return _mm512_reduce_max_ps(a.v); }
+
+ROOKERY_INLINE Floats load_bf16(const uint16_t* p) {
+  __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+ROOKERY_INLINE void store_bf16(uint16_t* p, Floats x) {
+  // By integers, as the other sets do it: the instruction flushes denormal numbers to zero.
+  __m512i bits = _mm512_castps_si512(x.v);
+  __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
+  rounded = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc0));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+ROOKERY_INLINE Floats load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+ROOKERY_INLINE Floats load_u8(const uint8_t* p) {
+  __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter))};
+}
+ROOKERY_INLINE void load_nibbles(const uint8_t* p, Floats& low, Floats& high) {
+  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  low.v = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
+  high.v = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
+}
+ROOKERY_INLINE void store_s8(int8_t* p, Floats x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+
+ROOKERY_INLINE Bytes load_bytes(const void* p) { return {_mm512_loadu_si512(p)}; }
+ROOKERY_INLINE Bytes low_nibbles(Bytes x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
+ROOKERY_INLINE Bytes high_nibbles(Bytes x) {
+  return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))};
+}
+
+ROOKERY_INLINE __m512i four_bytes(const void* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return _mm512_set1_epi32(four);
+}
+ROOKERY_INLINE Ints start_q8(int32_t correction) { return {_mm512_set1_epi32(correction)}; }
+ROOKERY_INLINE Ints start_q4(int32_t correction) { return {_mm512_set1_epi32(correction)}; }
+ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) {
+  return {_mm512_dpbusd_epi32(sum.v, weights.v, four_bytes(x))};
+}
+ROOKERY_INLINE Ints dot_q4(Ints sum, Bytes weights, const int8_t* x) {
+  return {_mm512_dpbusd_epi32(sum.v, weights.v, four_bytes(x))};
+}
+ROOKERY_INLINE Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+ROOKERY_INLINE Floats dot_bf16(Floats sum, Bytes weights, const uint16_t* x) {
+  return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<__m512bh>(weights.v), reinterpret_cast<__m512bh>(four_bytes(x)))};
+}
+
+}  // namespace rookery::ROOKERY_LANES

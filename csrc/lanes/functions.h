@@ -1,0 +1,33 @@
+// Functions of sixteen lanes that no instruction set has: exponential, logistic function, hyperbolic tangent.
+// Included after one of the lanes.
+#pragma once
+
+namespace rookery::ROOKERY_LANES {
+
+ROOKERY_INLINE Floats zero() { return broadcast(0.0f); }
+ROOKERY_INLINE Floats operator-(Floats a) { return zero() - a; }
+
+// e^x, within 2 units in the last place; 0 below -87.3 (where e^x is denormal), and 2^127.5 above 88.3.
+ROOKERY_INLINE Floats exp(Floats x) {
+  x = min(max(x, broadcast(-87.99f)), broadcast(88.37f));
+  // x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts so that r is exact. e^r by its series to r^7 / 7!.
+  Floats n = round(x * broadcast(1.44269504f));
+  Floats r = fma(n, broadcast(-0.693145752f), x);
+  r = fma(n, broadcast(-1.42860677e-6f), r);
+  Floats p = broadcast(1.0f / 5040);
+  p = fma(p, r, broadcast(1.0f / 720));
+  p = fma(p, r, broadcast(1.0f / 120));
+  p = fma(p, r, broadcast(1.0f / 24));
+  p = fma(p, r, broadcast(1.0f / 6));
+  p = fma(p, r, broadcast(0.5f));
+  p = fma(p, r, broadcast(1.0f));
+  p = fma(p, r, broadcast(1.0f));
+  return p * power_of_two(n);
+}
+
+ROOKERY_INLINE Floats sigmoid(Floats x) { return broadcast(1.0f) / (broadcast(1.0f) + exp(-x)); }
+
+// Absolute error below 2e-7, which is what sums of low rank need; near 0 the relative error grows.
+ROOKERY_INLINE Floats tanh(Floats x) { return fma(broadcast(2.0f), sigmoid(broadcast(2.0f) * x), broadcast(-1.0f)); }
+
+}  // namespace rookery::ROOKERY_LANES

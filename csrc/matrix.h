@@ -1,0 +1,129 @@
+// Weight matrices: how they lie in memory, and what multiplies them.
+//
+// A matrix has `rows` outputs and `columns` inputs. Its weights are fp32, bf16, or blocks of 32 inputs of one
+// output that share a 16-bit scale: q8, 8-bit integers (scale * (u - 128)), and q4, 4-bit ones (scale * (u - 8)).
+//
+// Layout `panels`, for most matrices. Sixteen rows are a group, and a group is one run of memory that is read
+// from front to back: 16 lanes of a register are 16 outputs, so that no sum goes across lanes, and an input is
+// the same for all of them. 64 bytes of it are 16 rows of
+//
+//     fp32: 1 column     bf16: 2 columns     q8: 4 columns     q4: 4 columns in the lower halves, 4 in the upper
+//
+// In q8 and q4 the group's scales come first, 16 of them for each block. The same bytes serve one token, a few
+// streams (the weight, once loaded, meets several tokens in registers) and a long prompt (12 tokens at a time),
+// on every instruction set.
+//
+// Layout `columns`, for a matrix whose input is mostly zeros: the value matrix of channel mixing, whose inputs
+// are squares of rectified sums. All outputs of one input lie together, so that for a zero input nothing is read.
+// For several tokens, whose zeros are not the same, panels are made of 64 rows at a time, in cache.
+//
+// Rows are padded to groups (columns: to 64), columns to blocks of 32, both with zeros.
+//
+// Inputs are converted before they are multiplied: to bf16 for bf16 weights, and for q8 and q4 to blocks of 32
+// 8-bit integers with a scale. One token goes through the same conversion as many: so that decoding and prefill
+// compute the same.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace rookery {
+
+enum class Type : uint8_t { fp32, bf16, q8, q4 };
+enum class Layout : uint8_t { panels, columns };
+
+constexpr int64_t kLanes = 16;  // rows of a group
+constexpr int64_t kBlock = 32;  // columns that share a scale; every type pads its columns to it
+
+constexpr int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+struct Matrix {
+  int64_t rows = 0, columns = 0;
+  Type type = Type::fp32;
+  Layout layout = Layout::panels;
+  const uint8_t* data = nullptr;  // 64-byte aligned; not owned
+
+  int64_t padded_rows() const { return padded(rows, layout == Layout::panels ? kLanes : 4 * kLanes); }
+  int64_t blocks() const { return padded(columns, kBlock) / kBlock; }
+  int64_t groups() const { return padded_rows() / kLanes; }
+  bool has_scales() const { return type == Type::q8 || type == Type::q4; }
+  // Bytes of the weights of one row of one block.
+  int64_t block_bytes() const {
+    return type == Type::fp32 ? 4 * kBlock : type == Type::bf16 ? 2 * kBlock : type == Type::q8 ? kBlock : kBlock / 2;
+  }
+  int64_t scale_bytes_of_group() const { return has_scales() ? blocks() * kLanes * 2 : 0; }
+  int64_t bytes_of_group() const { return scale_bytes_of_group() + blocks() * kLanes * block_bytes(); }
+  int64_t bytes() const { return groups() * bytes_of_group(); }
+
+  // columns layout: the scales of all blocks, [block][row], then the weights, [column][row].
+  int64_t scale_bytes() const { return groups() * scale_bytes_of_group(); }
+  int64_t bytes_of_column() const { return padded_rows() * block_bytes() / kBlock; }
+};
+
+// Inputs of a matrix, converted to what its type multiplies: [tokens][columns padded to blocks].
+struct Operand {
+  const uint8_t* values = nullptr;       // fp32, bf16 or 8-bit integers
+  int64_t stride = 0;                    // bytes of a token
+  const float* scales = nullptr;         // q8, q4: [tokens][blocks]
+  const int32_t* corrections = nullptr;  // q8, q4: minus the weights' offset times the sum of the block's integers
+};
+
+constexpr int64_t operand_value_bytes(Type type) { return type == Type::fp32 ? 4 : type == Type::bf16 ? 2 : 1; }
+
+// Where converted inputs of up to `tokens` tokens lie. The memory is not owned: `bytes` of it, 64-byte aligned.
+class OperandBuffer {
+ public:
+  static int64_t bytes(int64_t tokens, int64_t columns);
+  OperandBuffer() = default;
+  OperandBuffer(void* memory, int64_t tokens, int64_t columns);
+
+  // Converts tokens [begin, end) of x, which has `columns` floats for each token, for matrices of a type.
+  void convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t begin, int64_t end) const;
+  Operand view(Type type, int64_t columns) const;
+
+ private:
+  uint8_t* values_ = nullptr;
+  float* scales_ = nullptr;
+  int32_t* corrections_ = nullptr;
+};
+
+// Memory that each thread needs for itself to multiply a matrix.
+int64_t multiply_scratch_bytes(const Matrix& matrix);
+
+// y[token][row] = sum over columns of matrix[row][column] x[token][column], for rows [begin, end), which are
+// bounds of groups (of 64 rows in layout columns) or the end. `scratch` is this thread's.
+void multiply(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
+              int64_t end, void* scratch);
+
+// The unit in which rows are shared out among threads.
+constexpr int64_t row_unit(const Matrix& matrix) { return matrix.layout == Layout::panels ? kLanes : 4 * kLanes; }
+
+// What weights are made from: rows of columns, in row order, with `row_bytes` from one row to the next. `q8_0` and
+// `q4_0` are GGML's blocks: a 16-bit scale and 32 integers of 8 or 4 bits. `stored_columns` true: the file has the
+// transpose, [columns][rows] (fp32, bf16 and f16 only).
+enum class SourceType : uint8_t { f32, f16, bf16, q8_0, q4_0 };
+struct Source {
+  SourceType type = SourceType::f32;
+  const uint8_t* data = nullptr;
+  int64_t row_bytes = 0;
+  bool transposed = false;
+};
+
+// Writes rows [begin, end) (bounds as in `multiply`) of the matrix into `memory`, of matrix.bytes(), from a source
+// of matrix.rows x matrix.columns. Every number type of a source goes to every type of weights; q8_0 to q8 and q4_0
+// to q4 exactly.
+void pack(const Matrix& matrix, const Source& source, uint8_t* memory, int64_t begin, int64_t end);
+
+// One row of a source as floats.
+void read_row(const Source& source, int64_t row, int64_t columns, float* values);
+
+// What an instruction set has for this.
+struct MatrixKernels {
+  void (*convert_bf16)(const float* x, int64_t columns, uint16_t* values);
+  void (*convert_integers)(const float* x, int64_t columns, int32_t offset, int8_t* values, float* scales,
+                           int32_t* corrections);
+  void (*multiply)(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
+                   int64_t end, void* scratch);
+};
+
+}  // namespace rookery

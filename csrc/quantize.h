@@ -1,0 +1,16 @@
+// Blocks of 32 weights as integers with a 16-bit scale, in GGML's forms (ggml-common.h of llama.cpp).
+#pragma once
+
+#include <cstdint>
+
+namespace rookery {
+
+constexpr int64_t kQ8Bytes = 34;  // f16 scale d, 32 signed bytes q: d q
+constexpr int64_t kQ4Bytes =
+    18;  // f16 scale d, 16 bytes: elements 0-15 in the lower halves, 16-31 in the upper: d (u - 8)
+
+// n, a multiple of 32, floats to n / 32 blocks.
+void quantize_q8_0(const float* x, int64_t n, uint8_t* blocks);
+void quantize_q4_0(const float* x, int64_t n, uint8_t* blocks);
+
+}  // namespace rookery

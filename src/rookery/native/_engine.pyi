@@ -1,0 +1,67 @@
+"""The native engine: see rookery.native, which is its face."""
+
+from typing import Annotated
+
+import numpy
+from numpy.typing import NDArray
+
+MAX_THREADS: int = 256
+
+def default_threads() -> int:
+    """
+    Physical cores that this process may run on, and no more than its control group's quota allows.
+    """
+
+def instruction_set() -> str:
+    """The name of the instruction set in force."""
+
+def available_instruction_sets() -> list[str]:
+    """
+    Names of the instruction sets that this machine runs, the slowest first.
+    """
+
+def force_instruction_set(name: str) -> None:
+    """
+    Use one from now on, in the whole process. Raises ValueError where it is unknown or not available.
+    """
+
+class Arena:
+    """Memory for the weights of one model."""
+
+    def __init__(self) -> None: ...
+    @property
+    def bytes(self) -> int:
+        """Bytes handed out."""
+
+class Matrix:
+    """
+    A weight matrix [rows, columns] as the kernels read it (csrc/matrix.h).
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        *,
+        source: str,
+        rows: int,
+        columns: int,
+        type: str,
+        layout: str = "panels",
+        transposed: bool = False,
+        threads: int = 1,
+    ) -> None: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    def multiply(
+        self,
+        x: Annotated[
+            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ],
+        threads: int = 1,
+    ) -> NDArray[numpy.float32]:
+        """x [T, columns] float32 times the transpose: [T, rows] float32."""
