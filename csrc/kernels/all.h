@@ -6,7 +6,6 @@
 
 #include "kernels.h"
 #include "kernels/multiply.h"
-#include "lanes/functions.h"
 
 namespace rookery::ROOKERY_LANES {
 

@@ -5,6 +5,8 @@
 //         total[token] += sum[token] * scales
 #pragma once
 
+#include "lanes/functions.h"
+
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
