@@ -1,4 +1,4 @@
 #define ROOKERY_LANES avx2
-#include "lanes/avx2.h"
 
+#include "lanes/avx2.h"
 #include "kernels/all.h"

@@ -1,3 +1,4 @@
 #define ROOKERY_LANES avx2_vnni
-#include "kernels/all.h"
+
 #include "lanes/avx2.h"
+#include "kernels/all.h"

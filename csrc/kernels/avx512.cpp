@@ -1,4 +1,4 @@
 #define ROOKERY_LANES avx512
-#include "lanes/avx512.h"
 
+#include "lanes/avx512.h"
 #include "kernels/all.h"

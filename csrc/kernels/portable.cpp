@@ -1,4 +1,4 @@
 #define ROOKERY_LANES portable
-#include "lanes/portable.h"
 
+#include "lanes/portable.h"
 #include "kernels/all.h"
