@@ -74,39 +74,33 @@ void store_float(Type type, uint8_t* place, int64_t index, float value) {
 
 }  // namespace
 
-int64_t OperandBuffer::bytes(int64_t tokens, int64_t columns) {
+int64_t OperandBuffer::bytes(int64_t max_tokens, int64_t columns) {
   int64_t width = padded(columns, kBlock);
-  return aligned(tokens * width * 4) + 2 * aligned(tokens * width / kBlock * 4);
+  return aligned(max_tokens * width * 4) + 2 * aligned(max_tokens * width / kBlock * 4);
 }
 
-OperandBuffer::OperandBuffer(void* memory, int64_t tokens, int64_t columns) {
+OperandBuffer::OperandBuffer(void* memory, int64_t max_tokens, int64_t columns) {
   int64_t width = padded(columns, kBlock);
   values_ = static_cast<uint8_t*>(memory);
-  scales_ = reinterpret_cast<float*>(values_ + aligned(tokens * width * 4));
-  corrections_ = reinterpret_cast<int32_t*>(reinterpret_cast<uint8_t*>(scales_) + aligned(tokens * width / kBlock * 4));
+  scales_ = reinterpret_cast<float*>(values_ + aligned(max_tokens * width * 4));
+  corrections_ =
+      reinterpret_cast<int32_t*>(reinterpret_cast<uint8_t*>(scales_) + aligned(max_tokens * width / kBlock * 4));
 }
 
-void OperandBuffer::convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t begin,
+void OperandBuffer::convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t tokens, int64_t begin,
                             int64_t end) const {
-  int64_t width = padded(columns, kBlock), blocks = width / kBlock;
   const MatrixKernels& matrix = kernels().matrix;
   for (int64_t token = begin; token < end; token++) {
     const float* from = x + token * x_stride;
-    uint8_t* to = values_ + token * width * operand_value_bytes(type);
-    if (type == Type::fp32) {
-      std::memcpy(to, from, columns * 4);
-      std::memset(to + columns * 4, 0, (width - columns) * 4);
-    } else if (type == Type::bf16) {
-      matrix.convert_bf16(from, columns, reinterpret_cast<uint16_t*>(to));
-    } else {
-      matrix.convert_integers(from, columns, offset_of(type), reinterpret_cast<int8_t*>(to), scales_ + token * blocks,
-                              corrections_ + token * blocks);
-    }
+    uint8_t* to = values_ + token * kBlock * operand_value_bytes(type);
+    if (type == Type::fp32)
+      matrix.convert_floats(from, columns, tokens, reinterpret_cast<float*>(to));
+    else if (type == Type::bf16)
+      matrix.convert_bf16(from, columns, tokens, reinterpret_cast<uint16_t*>(to));
+    else
+      matrix.convert_integers(from, columns, tokens, offset_of(type), reinterpret_cast<int8_t*>(to), scales_ + token,
+                              corrections_ + token);
   }
-}
-
-Operand OperandBuffer::view(Type type, int64_t columns) const {
-  return {values_, padded(columns, kBlock) * operand_value_bytes(type), scales_, corrections_};
 }
 
 int64_t multiply_scratch_bytes(const Matrix& matrix) {
@@ -116,9 +110,9 @@ int64_t multiply_scratch_bytes(const Matrix& matrix) {
   return aligned(std::max(panels, skipping));
 }
 
-void multiply(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-              int64_t end, void* scratch) {
-  kernels().matrix.multiply(matrix, x, tokens, y, y_stride, begin, end, scratch);
+void multiply(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+              void* scratch) {
+  kernels().matrix.multiply(matrix, x, y, y_stride, begin, end, scratch);
 }
 
 void read_row(const Source& source, int64_t row, int64_t columns, float* values) {

@@ -60,26 +60,28 @@ struct Matrix {
   int64_t bytes_of_column() const { return padded_rows() * block_bytes() / kBlock; }
 };
 
-// Inputs of a matrix, converted to what its type multiplies: [tokens][columns padded to blocks].
+// Inputs of a matrix, converted to what its type multiplies: [blocks][tokens][32 columns], so that in a block all
+// tokens lie at distances that the compiler knows.
 struct Operand {
   const uint8_t* values = nullptr;       // fp32, bf16 or 8-bit integers
-  int64_t stride = 0;                    // bytes of a token
-  const float* scales = nullptr;         // q8, q4: [tokens][blocks]
+  const float* scales = nullptr;         // q8, q4: [blocks][tokens]
   const int32_t* corrections = nullptr;  // q8, q4: minus the weights' offset times the sum of the block's integers
+  int64_t tokens = 0;
 };
 
 constexpr int64_t operand_value_bytes(Type type) { return type == Type::fp32 ? 4 : type == Type::bf16 ? 2 : 1; }
 
-// Where converted inputs of up to `tokens` tokens lie. The memory is not owned: `bytes` of it, 64-byte aligned.
+// Memory for the converted inputs of up to `max_tokens` tokens. It is not owned: `bytes` of it, 64-byte aligned.
 class OperandBuffer {
  public:
-  static int64_t bytes(int64_t tokens, int64_t columns);
+  static int64_t bytes(int64_t max_tokens, int64_t columns);
   OperandBuffer() = default;
-  OperandBuffer(void* memory, int64_t tokens, int64_t columns);
+  OperandBuffer(void* memory, int64_t max_tokens, int64_t columns);
 
-  // Converts tokens [begin, end) of x, which has `columns` floats for each token, for matrices of a type.
-  void convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t begin, int64_t end) const;
-  Operand view(Type type, int64_t columns) const;
+  // Converts tokens [begin, end) of the `tokens` tokens of x, [tokens][columns] floats, for matrices of a type.
+  void convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t tokens, int64_t begin,
+               int64_t end) const;
+  Operand view(int64_t tokens) const { return {values_, scales_, corrections_, tokens}; }
 
  private:
   uint8_t* values_ = nullptr;
@@ -92,8 +94,8 @@ int64_t multiply_scratch_bytes(const Matrix& matrix);
 
 // y[token][row] = sum over columns of matrix[row][column] x[token][column], for rows [begin, end), which are
 // bounds of groups (of 64 rows in layout columns) or the end. `scratch` is this thread's.
-void multiply(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-              int64_t end, void* scratch);
+void multiply(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+              void* scratch);
 
 // The unit in which rows are shared out among threads.
 constexpr int64_t row_unit(const Matrix& matrix) { return matrix.layout == Layout::panels ? kLanes : 4 * kLanes; }
@@ -117,13 +119,14 @@ void pack(const Matrix& matrix, const Source& source, uint8_t* memory, int64_t b
 // One row of a source as floats.
 void read_row(const Source& source, int64_t row, int64_t columns, float* values);
 
-// What an instruction set has for this.
+// What an instruction set has for this. Conversions are of one token, whose blocks lie `tokens` blocks apart.
 struct MatrixKernels {
-  void (*convert_bf16)(const float* x, int64_t columns, uint16_t* values);
-  void (*convert_integers)(const float* x, int64_t columns, int32_t offset, int8_t* values, float* scales,
-                           int32_t* corrections);
-  void (*multiply)(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-                   int64_t end, void* scratch);
+  void (*convert_floats)(const float* x, int64_t columns, int64_t tokens, float* values);
+  void (*convert_bf16)(const float* x, int64_t columns, int64_t tokens, uint16_t* values);
+  void (*convert_integers)(const float* x, int64_t columns, int64_t tokens, int32_t offset, int8_t* values,
+                           float* scales, int32_t* corrections);
+  void (*multiply)(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                   void* scratch);
 };
 
 }  // namespace rookery

@@ -79,11 +79,10 @@ nb::ndarray<nb::numpy, float> multiply_array(const PackedMatrix& self, Floats2 x
     OperandBuffer buffer(start, tokens, matrix.columns);
     run_team(threads, [&](const Member& member) {
       Share mine = member.share(tokens);
-      buffer.convert(matrix.type, x.data(), matrix.columns, matrix.columns, mine.begin, mine.end);
+      buffer.convert(matrix.type, x.data(), matrix.columns, matrix.columns, tokens, mine.begin, mine.end);
       member.barrier();
       Share rows = member.share(matrix.rows, row_unit(matrix));
-      multiply(matrix, buffer.view(matrix.type, matrix.columns), tokens, y, matrix.rows, rows.begin, rows.end,
-               start + bytes + member.index * each);
+      multiply(matrix, buffer.view(tokens), y, matrix.rows, rows.begin, rows.end, start + bytes + member.index * each);
     });
   }
   return nb::ndarray<nb::numpy, float>(y, {static_cast<size_t>(tokens), static_cast<size_t>(matrix.rows)}, owner);

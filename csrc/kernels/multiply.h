@@ -14,99 +14,116 @@
 namespace rookery::ROOKERY_LANES {
 namespace {
 
-// What a number type does with one block of 32 columns of 16 rows, for a tile of tokens. `weights` is the block's
-// place in its group, `x` in its token.
+// Loops over registers must be unrolled, or the compiler keeps the registers in memory.
+#define ROOKERY_UNROLL _Pragma("GCC unroll 32")
+
+// One block of 32 columns of a tile's inputs: `values` of its first token; those of the next one follow.
+struct InputBlock {
+  const uint8_t* values;
+  const float* scales;         // one for each token
+  const int32_t* corrections;  // one for each token
+};
+
+// What a number type does with one block of 32 columns of R groups of 16 rows, for N tokens.
 template <Type>
 struct Block;
 
 template <>
 struct Block<Type::fp32> {
-  static constexpr int64_t kBytes = 4 * kBlock * kLanes, kOperandBytes = 4 * kBlock;
+  static constexpr int64_t kBytes = 4 * kBlock * kLanes;
 
   template <int R, int N>
   ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&)[R], const uint8_t* const (&x)[N], const float* const (&)[N],
-                                 const int32_t* const (&)[N], int64_t) {
-    for (int j = 0; j < kBlock; j++)
-      for (int r = 0; r < R; r++) {
+                                 const uint16_t* const (&)[R], const InputBlock& x) {
+    const float* values = reinterpret_cast<const float*>(x.values);
+    ROOKERY_UNROLL for (int j = 0; j < kBlock; j++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
         Floats w = load(reinterpret_cast<const float*>(weights[r]) + 16 * j);
-        for (int n = 0; n < N; n++)
-          totals[r][n] = fma(w, broadcast(reinterpret_cast<const float*>(x[n])[j]), totals[r][n]);
+        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+          totals[r][n] = fma(w, broadcast(values[kBlock * n + j]), totals[r][n]);
+        }
       }
+    }
   }
 };
 
 template <>
 struct Block<Type::bf16> {
-  static constexpr int64_t kBytes = 2 * kBlock * kLanes, kOperandBytes = 2 * kBlock;
+  static constexpr int64_t kBytes = 2 * kBlock * kLanes;
 
   template <int R, int N>
   ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&)[R], const uint8_t* const (&x)[N], const float* const (&)[N],
-                                 const int32_t* const (&)[N], int64_t) {
-    for (int j = 0; j < kBlock / 2; j++)
-      for (int r = 0; r < R; r++) {
+                                 const uint16_t* const (&)[R], const InputBlock& x) {
+    const uint16_t* values = reinterpret_cast<const uint16_t*>(x.values);
+    ROOKERY_UNROLL for (int j = 0; j < kBlock / 2; j++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
         Bytes w = load_bytes(weights[r] + 64 * j);
-        for (int n = 0; n < N; n++)
-          totals[r][n] = dot_bf16(totals[r][n], w, reinterpret_cast<const uint16_t*>(x[n]) + 2 * j);
+        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+          totals[r][n] = dot_bf16(totals[r][n], w, values + kBlock * n + 2 * j);
+        }
       }
+    }
   }
 };
 
 template <int R, int N>
 ROOKERY_INLINE void add_scaled(Floats (&totals)[R][N], const Ints (&sums)[R][N], const uint16_t* const (&scales)[R],
-                               const float* const (&x_scales)[N], int64_t block) {
-  for (int r = 0; r < R; r++) {
-    Floats scale = load_f16(scales[r] + 16 * block);
-    for (int n = 0; n < N; n++)
-      totals[r][n] = fma(to_floats(sums[r][n]), scale * broadcast(x_scales[n][block]), totals[r][n]);
+                               const float* x_scales) {
+  ROOKERY_UNROLL for (int r = 0; r < R; r++) {
+    Floats scale = load_f16(scales[r]);
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+      totals[r][n] = fma(to_floats(sums[r][n]), scale * broadcast(x_scales[n]), totals[r][n]);
+    }
   }
 }
 
 template <>
 struct Block<Type::q8> {
-  static constexpr int64_t kBytes = kBlock * kLanes, kOperandBytes = kBlock;
+  static constexpr int64_t kBytes = kBlock * kLanes;
 
   template <int R, int N>
   ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&scales)[R], const uint8_t* const (&x)[N],
-                                 const float* const (&x_scales)[N], const int32_t* const (&corrections)[N],
-                                 int64_t block) {
+                                 const uint16_t* const (&scales)[R], const InputBlock& x) {
+    const int8_t* values = reinterpret_cast<const int8_t*>(x.values);
     Ints sums[R][N];
-    for (int n = 0; n < N; n++)
-      for (int r = 0; r < R; r++) sums[r][n] = start_q8(corrections[n][block]);
-    for (int j = 0; j < 8; j++)
-      for (int r = 0; r < R; r++) {
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) { sums[r][n] = start_q8(x.corrections[n]); }
+    }
+    ROOKERY_UNROLL for (int j = 0; j < 8; j++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
         Bytes w = load_bytes(weights[r] + 64 * j);
-        for (int n = 0; n < N; n++) sums[r][n] = dot_q8(sums[r][n], w, reinterpret_cast<const int8_t*>(x[n]) + 4 * j);
+        ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[r][n] = dot_q8(sums[r][n], w, values + kBlock * n + 4 * j); }
       }
-    add_scaled(totals, sums, scales, x_scales, block);
+    }
+    add_scaled(totals, sums, scales, x.scales);
   }
 };
 
 template <>
 struct Block<Type::q4> {
-  static constexpr int64_t kBytes = kBlock * kLanes / 2, kOperandBytes = kBlock;
+  static constexpr int64_t kBytes = kBlock * kLanes / 2;
 
   template <int R, int N>
   ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&scales)[R], const uint8_t* const (&x)[N],
-                                 const float* const (&x_scales)[N], const int32_t* const (&corrections)[N],
-                                 int64_t block) {
+                                 const uint16_t* const (&scales)[R], const InputBlock& x) {
+    const int8_t* values = reinterpret_cast<const int8_t*>(x.values);
     Ints sums[R][N];
-    for (int n = 0; n < N; n++)
-      for (int r = 0; r < R; r++) sums[r][n] = start_q4(corrections[n][block]);
-    for (int j = 0; j < 4; j++)
-      for (int r = 0; r < R; r++) {
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) { sums[r][n] = start_q4(x.corrections[n]); }
+    }
+    ROOKERY_UNROLL for (int j = 0; j < 4; j++) {
+      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
         Bytes both = load_bytes(weights[r] + 64 * j);
         Bytes low = low_nibbles(both), high = high_nibbles(both);
-        for (int n = 0; n < N; n++) {
-          const int8_t* values = reinterpret_cast<const int8_t*>(x[n]) + 8 * j;
-          sums[r][n] = dot_q4(sums[r][n], low, values);
-          sums[r][n] = dot_q4(sums[r][n], high, values + 4);
+        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+          sums[r][n] = dot_q4(sums[r][n], low, values + kBlock * n + 8 * j);
+        }
+        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+          sums[r][n] = dot_q4(sums[r][n], high, values + kBlock * n + 8 * j + 4);
         }
       }
-    add_scaled(totals, sums, scales, x_scales, block);
+    }
+    add_scaled(totals, sums, scales, x.scales);
   }
 };
 
@@ -122,27 +139,25 @@ ROOKERY_INLINE void tile(const Group* groups, int64_t blocks, const Operand& x, 
                          int64_t y_stride, int64_t rows) {
   const uint8_t* weights[R];
   const uint16_t* scales[R];
-  const uint8_t* values[N];
-  const float* x_scales[N];
-  const int32_t* corrections[N];
   Floats totals[R][N];
-  for (int r = 0; r < R; r++) {
+  ROOKERY_UNROLL for (int r = 0; r < R; r++) {
     weights[r] = groups[r].weights;
     scales[r] = groups[r].scales;
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) { totals[r][n] = zero(); }
   }
-  for (int n = 0; n < N; n++) {
-    values[n] = x.values + (token + n) * x.stride;
-    x_scales[n] = x.scales + (token + n) * blocks;
-    corrections[n] = x.corrections + (token + n) * blocks;
-    for (int r = 0; r < R; r++) totals[r][n] = zero();
-  }
+  InputBlock input = {x.values + token * kBlock * operand_value_bytes(type), x.scales + token, x.corrections + token};
   for (int64_t block = 0; block < blocks; block++) {
-    Block<type>::add(totals, weights, scales, values, x_scales, corrections, block);
-    for (int r = 0; r < R; r++) weights[r] += Block<type>::kBytes;
-    for (int n = 0; n < N; n++) values[n] += Block<type>::kOperandBytes;
+    Block<type>::add(totals, weights, scales, input);
+    ROOKERY_UNROLL for (int r = 0; r < R; r++) {
+      weights[r] += Block<type>::kBytes;
+      scales[r] += kLanes;
+    }
+    input.values += x.tokens * kBlock * operand_value_bytes(type);
+    input.scales += x.tokens;
+    input.corrections += x.tokens;
   }
-  for (int n = 0; n < N; n++)
-    for (int r = 0; r < R; r++) {
+  ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+    ROOKERY_UNROLL for (int r = 0; r < R; r++) {
       int64_t left = rows - 16 * r;
       float* target = y + (token + n) * y_stride + 16 * r;
       if (left >= 16)
@@ -150,35 +165,34 @@ ROOKERY_INLINE void tile(const Group* groups, int64_t blocks, const Operand& x, 
       else if (left > 0)
         store(target, totals[r][n], static_cast<int>(left));
     }
+  }
 }
 
 // One group of rows times all tokens, in tiles of N tokens, then of fewer.
 template <Type type, int N>
-void all_tokens(const Group* group, int64_t blocks, const Operand& x, int64_t token, int64_t tokens, float* y,
-                int64_t y_stride, int64_t rows) {
-  for (; token + N <= tokens; token += N) tile<type, 1, N>(group, blocks, x, token, y, y_stride, rows);
+void all_tokens(const Group* group, int64_t blocks, const Operand& x, int64_t token, float* y, int64_t y_stride,
+                int64_t rows) {
+  for (; token + N <= x.tokens; token += N) tile<type, 1, N>(group, blocks, x, token, y, y_stride, rows);
   if constexpr (N > 1) {
     constexpr int kFewer = N > 8 ? 8 : N > 4 ? 4 : N > 2 ? 2 : 1;
-    if (token < tokens) all_tokens<type, kFewer>(group, blocks, x, token, tokens, y, y_stride, rows);
+    if (token < x.tokens) all_tokens<type, kFewer>(group, blocks, x, token, y, y_stride, rows);
   }
 }
 
 // `count` groups that start at `row`.
 template <Type type>
-void multiply_groups(const Group* groups, int64_t count, int64_t row, const Matrix& matrix, const Operand& x,
-                     int64_t tokens, float* y, int64_t y_stride) {
+void multiply_groups(const Group* groups, int64_t count, int64_t row, const Matrix& matrix, const Operand& x, float* y,
+                     int64_t y_stride) {
   int64_t blocks = matrix.blocks(), g = 0;
-  if (tokens == 1)
+  if (x.tokens == 1)
     for (; g + kGroupsPerTile <= count; g += kGroupsPerTile)
       tile<type, kGroupsPerTile, 1>(groups + g, blocks, x, 0, y + row + 16 * g, y_stride, matrix.rows - row - 16 * g);
   for (; g < count; g++)
-    all_tokens<type, kTokensPerTile>(groups + g, blocks, x, 0, tokens, y + row + 16 * g, y_stride,
-                                     matrix.rows - row - 16 * g);
+    all_tokens<type, kTokensPerTile>(groups + g, blocks, x, 0, y + row + 16 * g, y_stride, matrix.rows - row - 16 * g);
 }
 
 template <Type type>
-void multiply_panels(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-                     int64_t end) {
+void multiply_panels(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end) {
   Group groups[kGroupsPerTile];
   for (int64_t row = begin; row < end;) {
     int64_t count = (end - row + kLanes - 1) / kLanes;
@@ -187,7 +201,7 @@ void multiply_panels(const Matrix& matrix, const Operand& x, int64_t tokens, flo
       const uint8_t* start = matrix.data + (row / kLanes + g) * matrix.bytes_of_group();
       groups[g] = {reinterpret_cast<const uint16_t*>(start), start + matrix.scale_bytes_of_group()};
     }
-    multiply_groups<type>(groups, count, row, matrix, x, tokens, y, y_stride);
+    multiply_groups<type>(groups, count, row, matrix, x, y, y_stride);
     row += count * kLanes;
   }
 }
@@ -357,73 +371,78 @@ void make_panels(const Matrix& matrix, int64_t row, uint8_t* memory, Group (&gro
 }
 
 template <Type type>
-void multiply_columns(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-                      int64_t end, void* scratch) {
-  if (tokens == 1) return multiply_skipping<type>(matrix, x, y, begin, end, scratch);
+void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                      void* scratch) {
+  if (x.tokens == 1) return multiply_skipping<type>(matrix, x, y, begin, end, scratch);
   for (int64_t row = begin; row < end; row += 4 * kLanes) {
     Group groups[4];
     make_panels<type>(matrix, row, static_cast<uint8_t*>(scratch), groups);
     for (int64_t g = 0; g < 4 && row + 16 * g < matrix.rows; g++)
-      multiply_groups<type>(groups + g, 1, row + 16 * g, matrix, x, tokens, y, y_stride);
+      multiply_groups<type>(groups + g, 1, row + 16 * g, matrix, x, y, y_stride);
   }
 }
 
 template <Type type>
-void multiply_type(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-                   int64_t end, void* scratch) {
+void multiply_type(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                   void* scratch) {
   if (matrix.layout == Layout::panels)
-    multiply_panels<type>(matrix, x, tokens, y, y_stride, begin, end);
+    multiply_panels<type>(matrix, x, y, y_stride, begin, end);
   else
-    multiply_columns<type>(matrix, x, tokens, y, y_stride, begin, end, scratch);
+    multiply_columns<type>(matrix, x, y, y_stride, begin, end, scratch);
 }
 
-void multiply_any(const Matrix& matrix, const Operand& x, int64_t tokens, float* y, int64_t y_stride, int64_t begin,
-                  int64_t end, void* scratch) {
+void multiply_any(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                  void* scratch) {
   switch (matrix.type) {
     case Type::fp32:
-      return multiply_type<Type::fp32>(matrix, x, tokens, y, y_stride, begin, end, scratch);
+      return multiply_type<Type::fp32>(matrix, x, y, y_stride, begin, end, scratch);
     case Type::bf16:
-      return multiply_type<Type::bf16>(matrix, x, tokens, y, y_stride, begin, end, scratch);
+      return multiply_type<Type::bf16>(matrix, x, y, y_stride, begin, end, scratch);
     case Type::q8:
-      return multiply_type<Type::q8>(matrix, x, tokens, y, y_stride, begin, end, scratch);
+      return multiply_type<Type::q8>(matrix, x, y, y_stride, begin, end, scratch);
     case Type::q4:
-      return multiply_type<Type::q4>(matrix, x, tokens, y, y_stride, begin, end, scratch);
+      return multiply_type<Type::q4>(matrix, x, y, y_stride, begin, end, scratch);
   }
 }
 
 // --- Converting inputs. ---
 
-void convert_bf16(const float* x, int64_t columns, uint16_t* values) {
-  int64_t column = 0;
-  for (; column + 16 <= columns; column += 16) store_bf16(values + column, load(x + column));
-  if (column < columns) {
-    store_bf16(values + column, load(x + column, static_cast<int>(columns - column)));
-    column += 16;
-  }
-  for (; column < padded(columns, kBlock); column += 16) store_bf16(values + column, zero());
+// 16 of n numbers, and zeros after them.
+ROOKERY_INLINE Floats load_padded(const float* x, int64_t n) {
+  return n >= 16 ? load(x) : n > 0 ? load(x, static_cast<int>(n)) : zero();
 }
 
-void convert_integers(const float* x, int64_t columns, int32_t offset, int8_t* values, float* scales,
+void convert_floats(const float* x, int64_t columns, int64_t tokens, float* values) {
+  for (int64_t column = 0; column < columns; column += kBlock, values += tokens * kBlock)
+    for (int h = 0; h < 2; h++) store(values + 16 * h, load_padded(x + column + 16 * h, columns - column - 16 * h));
+}
+
+void convert_bf16(const float* x, int64_t columns, int64_t tokens, uint16_t* values) {
+  for (int64_t column = 0; column < columns; column += kBlock, values += tokens * kBlock)
+    for (int h = 0; h < 2; h++)
+      store_bf16(values + 16 * h, load_padded(x + column + 16 * h, columns - column - 16 * h));
+}
+
+void convert_integers(const float* x, int64_t columns, int64_t tokens, int32_t offset, int8_t* values, float* scales,
                       int32_t* corrections) {
-  for (int64_t block = 0; block * kBlock < columns; block++) {
+  for (int64_t column = 0; column < columns; column += kBlock) {
     Floats halves[2];
-    for (int h = 0; h < 2; h++) {
-      int64_t left = columns - block * kBlock - 16 * h;
-      const float* from = x + block * kBlock + 16 * h;
-      halves[h] = left >= 16 ? load(from) : left > 0 ? load(from, static_cast<int>(left)) : zero();
-    }
+    for (int h = 0; h < 2; h++) halves[h] = load_padded(x + column + 16 * h, columns - column - 16 * h);
     float largest = maximum(max(abs(halves[0]), abs(halves[1])));
     // A block whose largest number is tiny counts as zero: 1 / scale must not overflow.
     float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-    scales[block] = largest > 1e-30f ? largest / 127.0f : 0.0f;
+    *scales = largest > 1e-30f ? largest / 127.0f : 0.0f;
     Floats rounded[2] = {round(halves[0] * broadcast(inverse)), round(halves[1] * broadcast(inverse))};
-    store_s8(values + block * kBlock, rounded[0]);
-    store_s8(values + block * kBlock + 16, rounded[1]);
-    corrections[block] = -offset * static_cast<int32_t>(sum(rounded[0] + rounded[1]));
+    store_s8(values, rounded[0]);
+    store_s8(values + 16, rounded[1]);
+    *corrections = -offset * static_cast<int32_t>(sum(rounded[0] + rounded[1]));
+    values += tokens * kBlock;
+    scales += tokens;
+    corrections += tokens;
   }
 }
 
-constexpr MatrixKernels matrix_kernels() { return {convert_bf16, convert_integers, multiply_any}; }
+constexpr MatrixKernels matrix_kernels() { return {convert_floats, convert_bf16, convert_integers, multiply_any}; }
 
 }  // namespace
 }  // namespace rookery::ROOKERY_LANES
