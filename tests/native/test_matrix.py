@@ -11,7 +11,7 @@ from rookery.native import _engine
 SHAPES = [(70, 100), (16, 32), (200, 64), (1, 1), (129, 333)]
 TOKENS = 29
 
-# Largest difference from float64, in units of the largest output: with integers, weights and inputs are rounded.
+# Largest difference from float64, in units of the largest output: integers round weights and inputs.
 BOUNDS = {"float32": 1e-6, "bfloat16": 1e-2, "q8": 2e-2, "q4": 0.2}
 
 every_set = pytest.mark.parametrize("instructions", _engine.available_instruction_sets())

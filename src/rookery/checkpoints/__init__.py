@@ -7,19 +7,27 @@ Hugging Face folders (transformers' RWKV-4, flash-linear-attention's RWKV-7). Wr
 
 from __future__ import annotations
 
-from rookery.checkpoints.checkpoint import DTYPES, Checkpoint, assemble, cast, check_finite
+from rookery.checkpoints.checkpoint import DTYPES, Checkpoint, assemble, cast, check_finite, dequantize
 from rookery.checkpoints.huggingface import save_huggingface
 from rookery.checkpoints.loading import load
+from rookery.checkpoints.quantized import BLOCK, BLOCK_BYTES, Quantized, Weight, dense, dtype_name
 from rookery.checkpoints.saving import save
 from rookery.checkpoints.schema import config_from_tensors, expected_shapes, optional_shapes
 
 __all__ = [
+    "BLOCK",
+    "BLOCK_BYTES",
     "DTYPES",
     "Checkpoint",
+    "Quantized",
+    "Weight",
     "assemble",
     "cast",
     "check_finite",
     "config_from_tensors",
+    "dense",
+    "dequantize",
+    "dtype_name",
     "expected_shapes",
     "load",
     "optional_shapes",

@@ -10,11 +10,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rookery.checkpoints.quantized import Weight, dense
 from rookery.checkpoints.schema import config_from_tensors, fit
 from rookery.config import ModelConfig
 from rookery.errors import CheckpointError
 
-__all__ = ["DTYPES", "Checkpoint", "assemble", "cast", "check_finite", "checked_tensors"]
+__all__ = ["DTYPES", "Checkpoint", "assemble", "cast", "check_finite", "checked_tensors", "dequantize"]
 
 # The dtypes that weights may have, by name.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -31,11 +32,12 @@ class Checkpoint:
     config: ModelConfig
     """The shape of the model, read off its tensors."""
 
-    tensors: dict[str, np.ndarray]
+    tensors: Mapping[str, Weight]
     """Every tensor under its official (BlinkDL) name, in official order, orientation and shape.
 
-    float32, float16 or ``ml_dtypes.bfloat16``. Tensors of a loaded checkpoint are mostly views of the mapped
-    file, and so read-only; copy one before writing into it or handing it to code that may.
+    Arrays of float32, float16 or ``ml_dtypes.bfloat16``, and ``Quantized`` matrices. Tensors of a loaded
+    checkpoint are mostly views of the mapped file, and so read-only; copy one before writing into it or
+    handing it to code that may.
     """
 
     tokenizer: dict[str, Any] | None = None
@@ -46,7 +48,7 @@ class Checkpoint:
 
 
 def assemble(
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Weight],
     *,
     tokenizer: dict[str, Any] | None = None,
     path: str | Path | None = None,
@@ -65,7 +67,7 @@ def assemble(
     )
 
 
-def checked_tensors(checkpoint: Checkpoint, path: str | Path) -> dict[str, np.ndarray]:
+def checked_tensors(checkpoint: Checkpoint, path: str | Path) -> dict[str, Weight]:
     """The tensors of a checkpoint that is to be written, after a check that they are those of its config.
 
     Raises:
@@ -75,7 +77,7 @@ def checked_tensors(checkpoint: Checkpoint, path: str | Path) -> dict[str, np.nd
     return fit(checkpoint.tensors, checkpoint.config, path)
 
 
-def _check_dtypes(tensors: Mapping[str, np.ndarray], path: str | Path | None) -> None:
+def _check_dtypes(tensors: Mapping[str, Weight], path: str | Path | None) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
             raise CheckpointError(
@@ -90,7 +92,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
         CheckpointError: names the first tensor with such a weight, how many it has, and where the first is.
     """
     for name, tensor in checkpoint.tensors.items():
-        finite = np.isfinite(tensor)
+        finite = np.isfinite(dense(tensor))
         if not finite.all():
             where = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise CheckpointError(
@@ -102,7 +104,7 @@ def check_finite(checkpoint: Checkpoint) -> None:
 
 
 def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The same model with every weight rounded to ``dtype``, one of ``DTYPES``.
+    """The same model with every weight rounded to ``dtype``, one of ``DTYPES``; blocks are dequantized.
 
     Raises:
         CheckpointError: the dtype is unknown, or a finite weight is beyond its range (float16 ends at 65504).
@@ -110,7 +112,8 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     if dtype not in DTYPES:
         raise CheckpointError(None, f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
     tensors = {}
-    for name, tensor in checkpoint.tensors.items():
+    for name, weight in checkpoint.tensors.items():
+        tensor = dense(weight)
         with np.errstate(over="ignore"):
             rounded = tensor.astype(DTYPES[dtype], copy=False)
         if rounded is not tensor and (np.isinf(rounded) & np.isfinite(tensor)).any():
@@ -121,4 +124,10 @@ def cast(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
                 tensor=name,
             )
         tensors[name] = rounded
+    return replace(checkpoint, tensors=tensors)
+
+
+def dequantize(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with every ``Quantized`` matrix as the float32 array that it stands for."""
+    tensors = {name: dense(tensor) for name, tensor in checkpoint.tensors.items()}
     return replace(checkpoint, tensors=tensors)

@@ -18,6 +18,7 @@ import numpy as np
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, assemble, checked_tensors
 from rookery.checkpoints.name_maps import names
+from rookery.checkpoints.quantized import dense
 from rookery.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from rookery.checkpoints.saving import writing
 from rookery.checkpoints.torch_file import read_torch
@@ -107,7 +108,7 @@ def save_huggingface(checkpoint: Checkpoint, folder: str | Path) -> None:
     tensors = checked_tensors(checkpoint, folder)
     there: dict[str, np.ndarray] = {}
     for name, row in names(config.version, config.num_layers).items():
-        tensor = tensors[name]
+        tensor = dense(tensors[name])
         if row.transposed:
             tensor = tensor.T
         there[row.name] = tensor.reshape(-1) if row.flat else tensor

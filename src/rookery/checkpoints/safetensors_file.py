@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from rookery.checkpoints.checkpoint import DTYPES
 from rookery.checkpoints.mapped_file import MappedFile
+from rookery.checkpoints.quantized import Weight, dense
 from rookery.errors import CheckpointError
 
 __all__ = ["read_safetensors", "write_safetensors"]
@@ -56,23 +57,24 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     return tensors, metadata
 
 
-def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata to an open file, one tensor at a time."""
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, Weight], metadata: Mapping[str, str]) -> None:
+    """Write tensors and metadata to an open file, one tensor at a time; blocks as float32."""
     # Wide dtypes first, so that every tensor is aligned to its item size.
     ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in ordered:
+        end = offset + tensor.size * tensor.dtype.itemsize
         header[name] = {
             "dtype": _CODES[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
+            "data_offsets": [offset, end],
         }
-        offset += tensor.nbytes
+        offset = end
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little"))
     file.write(encoded)
     for _, tensor in ordered:
         # Through bytes: numpy offers no buffer of a bfloat16 array.
-        file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        file.write(np.ascontiguousarray(dense(tensor)).reshape(-1).view(np.uint8).data)

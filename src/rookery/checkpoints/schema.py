@@ -13,8 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rookery.checkpoints.quantized import Quantized, Weight
 from rookery.config import ModelConfig, Version, sized
 from rookery.errors import CheckpointError, ConfigError
 
@@ -170,9 +169,7 @@ def optional_shapes(config: ModelConfig) -> dict[str, Shape]:
     return dict(zip(_UNUSED_7, ((D, R), (R, A), (1, 1, A)), strict=True))
 
 
-def config_from_tensors(
-    tensors: Mapping[str, np.ndarray | Shape], path: str | Path | None = None
-) -> ModelConfig:
+def config_from_tensors(tensors: Mapping[str, Weight | Shape], path: str | Path | None = None) -> ModelConfig:
     """Read a model's configuration off the names and shapes of its tensors.
 
     Nothing else is needed and nothing else is looked at. The ranks of a one-layer RWKV-7 without the unused
@@ -192,8 +189,8 @@ def config_from_tensors(
 
 
 def fit(
-    tensors: Mapping[str, np.ndarray], config: ModelConfig, path: str | Path | None = None
-) -> dict[str, np.ndarray]:
+    tensors: Mapping[str, Weight], config: ModelConfig, path: str | Path | None = None
+) -> dict[str, Weight]:
     """The tensors of a model in official order and shape, after a check that they are exactly its tensors.
 
     A tensor whose shape differs from the official one only by axes of length 1 gets the official shape:
@@ -221,7 +218,7 @@ def fit(
             continue
         tensor, shape = tensors[name], allowed[name]
         if tuple(tensor.shape) != shape:
-            if _without_ones(tensor.shape) != _without_ones(shape):
+            if isinstance(tensor, Quantized) or _without_ones(tensor.shape) != _without_ones(shape):
                 raise CheckpointError(
                     path, f"has shape {tuple(tensor.shape)}, expected {shape} in this model", tensor=name
                 )
@@ -230,7 +227,7 @@ def fit(
     return fitted
 
 
-def _unused_shapes(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Shape]:
+def _unused_shapes(tensors: Mapping[str, Weight], config: ModelConfig) -> dict[str, Shape]:
     """The optional tensors that are there; their rank is their own, since nothing ties it to other layers."""
     optional = optional_shapes(config)
     first, second, _ = _UNUSED_7
@@ -240,7 +237,7 @@ def _unused_shapes(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> di
     return {name: shape for name, shape in optional.items() if name in tensors}
 
 
-def _shape(value: np.ndarray | Shape) -> Shape:
+def _shape(value: Weight | Shape) -> Shape:
     return tuple(value if isinstance(value, tuple | list) else value.shape)
 
 

@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from rookery.checkpoints.checkpoint import DTYPES
 from rookery.checkpoints.mapped_file import MappedFile
+from rookery.checkpoints.quantized import Weight, dense
 from rookery.checkpoints.schema import refuse_other_kinds
 from rookery.checkpoints.tensor_pickle import (
     StorageRef,
@@ -167,8 +168,11 @@ class _Archive:
         return name in self.entries and self.archive.read(name) == b"big"
 
 
-def write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write tensors to an open file as ``torch.save`` would; ``torch.load(weights_only=True)`` reads them."""
+def write_torch(file: BinaryIO, tensors: Mapping[str, Weight]) -> None:
+    """Write tensors to an open file as ``torch.save`` would; ``torch.load(weights_only=True)`` reads them.
+
+    Blocks are written as float32.
+    """
     names = {dtype: name for name, dtype in DTYPES.items()}
     references = {}
     for key, (name, tensor) in enumerate(tensors.items()):
@@ -180,7 +184,7 @@ def write_torch(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
         _write_entry(archive, "byteorder", b"little")
         for key, tensor in enumerate(tensors.values()):
             # Through bytes: numpy offers no buffer of a bfloat16 array.
-            data = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data
+            data = np.ascontiguousarray(dense(tensor)).reshape(-1).view(np.uint8).data
             _write_entry(archive, f"data/{key}", data)
         _write_entry(archive, "version", b"3\n")
 

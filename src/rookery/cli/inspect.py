@@ -42,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """What ``--json`` prints: plain values, sizes in numbers and bytes."""
+    from rookery.checkpoints import dtype_name
     from rookery.state import state_bytes
 
     config = checkpoint.config
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
-        name = str(tensor.dtype)
+        name = dtype_name(tensor)
         dtypes[name] = dtypes.get(name, 0) + tensor.size
     fields = {name: value for name, value in config.to_dict().items() if value}
     if config.num_heads:

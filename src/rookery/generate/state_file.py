@@ -15,12 +15,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rookery.checkpoints import Quantized, Weight, dense
 from rookery.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from rookery.config import ModelConfig
 from rookery.errors import CheckpointError, ConfigError, StateError
@@ -61,7 +62,7 @@ class SavedSession:
     """The sampling parameters, the place in the random numbers, and what the penalties count."""
 
 
-def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
+def fingerprint(tensors: Mapping[str, Weight]) -> str:
     """A short name for the weights of a model, the same in every file that holds them exactly.
 
     It hashes the shape and the first and last 16 values of each tensor, in float32, so that it reads little
@@ -70,12 +71,20 @@ def fingerprint(tensors: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        ends = tensor.reshape(-1)
-        if len(ends) > 2 * _SAMPLE:
-            ends = np.concatenate([ends[:_SAMPLE], ends[-_SAMPLE:]])
+        ends = _ends(tensor)
         digest.update(f"{name} {tensor.shape} ".encode())
         digest.update(ends.astype("<f4").tobytes())
     return digest.hexdigest()[:32]
+
+
+def _ends(tensor: Weight) -> np.ndarray:
+    if isinstance(tensor, Quantized) and not tensor.transposed:
+        # A row has at least 32 weights: the first and the last are enough.
+        ends = replace(tensor, shape=(2, tensor.columns), blocks=tensor.blocks[[0, -1]])
+        flat = ends.dequantize().reshape(-1)
+    else:
+        flat = dense(tensor).reshape(-1)
+    return flat if tensor.size <= 2 * _SAMPLE else np.concatenate([flat[:_SAMPLE], flat[-_SAMPLE:]])
 
 
 def write_state(path: str | Path, saved: SavedSession) -> None:

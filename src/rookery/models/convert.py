@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rookery.checkpoints import Checkpoint
+from rookery.checkpoints import Checkpoint, dense
 from rookery.errors import CheckpointError
 from rookery.models.model import RWKV
 
@@ -22,7 +22,7 @@ _UNUSED = frozenset({"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"})
 def from_checkpoint(
     checkpoint: Checkpoint, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> RWKV:
-    """The model of a checkpoint; its parameters are copies.
+    """The model of a checkpoint; its parameters are copies, and blocks are dequantized.
 
     Args:
         device: where the model is to be.
@@ -46,7 +46,7 @@ def from_checkpoint(
         if arrays[name].shape != tuple(parameter.shape):
             problem = f"has shape {arrays[name].shape}, expected {tuple(parameter.shape)}"
             raise CheckpointError(path, problem, tensor=name)
-    tensors = {name: _to_torch(arrays[name]) for name in wanted}
+    tensors = {name: _to_torch(dense(arrays[name])) for name in wanted}
     if dtype is None:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     copies = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
