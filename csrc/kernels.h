@@ -2,11 +2,13 @@
 #pragma once
 
 #include "matrix.h"
+#include "probe.h"
 
 namespace rookery {
 
 struct Kernels {
   MatrixKernels matrix;
+  ProbeKernels probe;
 };
 
 // Of the instruction set in force (instruction_set.h).

@@ -7,4 +7,5 @@ NB_MODULE(_engine, m) {
   nanobind::set_leak_warnings(false);
   rookery::bind_machine(m);
   rookery::bind_matrix(m);
+  rookery::bind_probe(m);
 }

@@ -21,13 +21,6 @@ namespace {
 using Raw = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-int checked_threads(int threads) {
-  if (threads < 1 || threads > kMaxThreads)
-    throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads) + ", not " +
-                                std::to_string(threads));
-  return threads;
-}
-
 void make(PackedMatrix* self, std::shared_ptr<Arena> arena, Raw data, const std::string& source, int64_t rows,
           int64_t columns, const std::string& type, const std::string& layout, bool transposed, int threads) {
   checked_threads(threads);
@@ -89,6 +82,13 @@ nb::ndarray<nb::numpy, float> multiply_array(const PackedMatrix& self, Floats2 x
 }
 
 }  // namespace
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > kMaxThreads)
+    throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads) + ", not " +
+                                std::to_string(threads));
+  return threads;
+}
 
 Type type_of(const std::string& name) {
   if (name == "float32") return Type::fp32;

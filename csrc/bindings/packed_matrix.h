@@ -15,6 +15,9 @@ struct PackedMatrix {
   std::shared_ptr<Arena> arena;
 };
 
+// The number itself. Throws std::invalid_argument where no team has so many.
+int checked_threads(int threads);
+
 // Throws std::invalid_argument for an unknown name.
 Type type_of(const std::string& name);
 Layout layout_of(const std::string& name);

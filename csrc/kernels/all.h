@@ -6,12 +6,14 @@
 
 #include "kernels.h"
 #include "kernels/multiply.h"
+#include "kernels/probe.h"
 
 namespace rookery::ROOKERY_LANES {
 
 extern const Kernels kernels;
 const Kernels kernels = {
     .matrix = matrix_kernels(),
+    .probe = probe_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

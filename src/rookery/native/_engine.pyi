@@ -1,9 +1,11 @@
 """The native engine: see rookery.native, which is its face."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
 from numpy.typing import NDArray
+
 
 MAX_THREADS: int = 256
 
@@ -29,6 +31,7 @@ class Arena:
     """Memory for the weights of one model."""
 
     def __init__(self) -> None: ...
+
     @property
     def bytes(self) -> int:
         """Bytes handed out."""
@@ -38,30 +41,49 @@ class Matrix:
     A weight matrix [rows, columns] as the kernels read it (csrc/matrix.h).
     """
 
-    def __init__(
-        self,
-        arena: Arena,
-        data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
-        *,
-        source: str,
-        rows: int,
-        columns: int,
-        type: str,
-        layout: str = "panels",
-        transposed: bool = False,
-        threads: int = 1,
-    ) -> None: ...
+    def __init__(self, arena: Arena, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], *, source: str, rows: int, columns: int, type: str, layout: str = 'panels', transposed: bool = False, threads: int = 1) -> None: ...
+
     @property
     def rows(self) -> int: ...
+
     @property
     def columns(self) -> int: ...
+
     @property
     def bytes(self) -> int: ...
-    def multiply(
-        self,
-        x: Annotated[
-            NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)
-        ],
-        threads: int = 1,
-    ) -> NDArray[numpy.float32]:
+
+    def multiply(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], threads: int = 1) -> NDArray[numpy.float32]:
         """x [T, columns] float32 times the transpose: [T, rows] float32."""
+
+class ReadProbe:
+    """Memory that lies as weights do, to be read by a number of threads."""
+
+    def __init__(self, bytes: int, threads: int) -> None: ...
+
+    def bandwidth(self, repetitions: int = 5) -> float:
+        """Bytes read per second; the best repetition."""
+
+def int8_peak(threads: int, repetitions: int = 20) -> float:
+    """
+    Operations per second of dot products of 8-bit integers, on registers; the best repetition.
+    """
+
+def bf16_peak(threads: int, repetitions: int = 20) -> float:
+    """
+    Operations per second of dot products of bfloat16, on registers; the best repetition.
+    """
+
+def fp32_peak(threads: int, repetitions: int = 20) -> float:
+    """
+    Operations per second of products and sums in float32, on registers; the best repetition.
+    """
+
+def time_products(matrices: Sequence[Matrix], inputs: Sequence[Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)]], threads: int, repetitions: int) -> list[float]:
+    """
+    Seconds of each repetition of multiplying every matrix with its inputs [T, columns] float32, in turn.
+    """
+
+def bytes_read(matrix: Matrix, x: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+    """
+    Bytes of a matrix that are read to multiply it with x [columns] float32.
+    """
