@@ -2,11 +2,11 @@
 
     python -m benchmarks.matrix [--types q8 q4] [--tokens 1 16 512] [--json FILE]
 
-Each line multiplies copies of one matrix, together larger than the last cache, with the threads of a model's step.
-For a few tokens the limit is the bandwidth of memory, for many the peak of the arithmetic: both are measured between
-the repetitions, and the shares are medians of what each repetition reached of the limits beside it. In layout
-columns half of the inputs are zero, as in a model with random weights; one token does not read their weights, and
-they are not counted.
+Each line multiplies copies of one matrix, together larger than the last cache, with the threads of a model's
+step. For a few tokens the limit is the bandwidth of memory, for many the peak of the arithmetic: both are
+measured between the repetitions, and the shares are medians of what each repetition reached of the limits
+beside it. In layout columns half of the inputs are zero, as in a model with random weights; one token does
+not read their weights, and they are not counted.
 """
 
 from __future__ import annotations

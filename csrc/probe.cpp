@@ -104,7 +104,8 @@ std::vector<double> time_products(const std::vector<Product>& products, int thre
     void* start = prepared[i].memory.data();
     size_t space = prepared[i].memory.size();
     prepared[i].operand = OperandBuffer(std::align(64, 1, start, space), product.tokens, matrix.columns);
-    prepared[i].operand.convert(matrix.type, product.x, matrix.columns, matrix.columns, 0, product.tokens);
+    prepared[i].operand.convert(matrix.type, product.x, matrix.columns, matrix.columns, product.tokens, 0,
+                                product.tokens);
     scratch_bytes = std::max(scratch_bytes, multiply_scratch_bytes(matrix));
     outputs = std::max(outputs, product.tokens * matrix.rows);
   }
@@ -115,8 +116,8 @@ std::vector<double> time_products(const std::vector<Product>& products, int thre
     for (size_t i = 0; i < products.size(); i++) {
       const Matrix& matrix = *products[i].matrix;
       Share rows = member.share(matrix.rows, row_unit(matrix));
-      multiply(matrix, prepared[i].operand.view(matrix.type, matrix.columns), products[i].tokens, y, matrix.rows,
-               rows.begin, rows.end, scratch + member.index * scratch_bytes);
+      multiply(matrix, prepared[i].operand.view(products[i].tokens), y, matrix.rows, rows.begin, rows.end,
+               scratch + member.index * scratch_bytes);
       member.barrier();
     }
   });
@@ -129,8 +130,8 @@ int64_t bytes_read(const Matrix& matrix, const float* x) {
   void* start = memory.data();
   size_t space = memory.size();
   OperandBuffer operand(std::align(64, 1, start, space), 1, matrix.columns);
-  operand.convert(matrix.type, x, matrix.columns, matrix.columns, 0, 1);
-  const uint8_t* values = operand.view(matrix.type, matrix.columns).values;
+  operand.convert(matrix.type, x, matrix.columns, matrix.columns, 1, 0, 1);
+  const uint8_t* values = operand.view(1).values;
   int64_t total = 0;
   for (int64_t block = 0; block < matrix.blocks(); block++) {
     int64_t present = 0;
