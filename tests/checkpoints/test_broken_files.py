@@ -16,7 +16,7 @@ from rookery.errors import CheckpointError
 
 MakeModel = Callable[..., Checkpoint]
 
-SUFFIXES = (".safetensors", ".pth")
+SUFFIXES = (".safetensors", ".pth", ".gguf")
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,9 @@ def test_flipped_bytes_raise_nothing_else(tmp_path: Path, whole: dict[str, bytes
     path = tmp_path / f"m{suffix}"
     rng = np.random.default_rng(4)
     # Where names and sizes are: the beginning, around names, and the end.
-    near_names = [found.start() + int(rng.integers(-24, 30)) for found in re.finditer(rb"blocks\.", data)]
+    near_names = [
+        found.start() + int(rng.integers(-24, 30)) for found in re.finditer(rb"blocks\.|blk\.", data)
+    ]
     places = [
         *range(24),
         *rng.choice(near_names, 150).tolist(),
@@ -74,7 +76,7 @@ def test_flipped_bytes_raise_nothing_else(tmp_path: Path, whole: dict[str, bytes
     assert refused > 50
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_trailing_bytes(tmp_path: Path, whole: dict[str, bytes], suffix: str) -> None:
     path = tmp_path / f"m{suffix}"
     path.write_bytes(whole[suffix] + b"\0" * 70_000)
@@ -86,7 +88,7 @@ def test_trailing_bytes(tmp_path: Path, whole: dict[str, bytes], suffix: str) ->
     ("head", "reason"),
     [
         (b"", "is empty"),
-        (b"GGUF\3\0\0\0", "GGUF"),
+        (b"GGUF\3\0\0\0", "truncated"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "before 1.6"),
         (b"\x93NUMPY\1\0", "no checkpoint format"),

@@ -63,5 +63,5 @@ def test_a_huggingface_folder_is_written(tmp_path: Path, model: Checkpoint) -> N
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path, model: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="suffix"):
-        _run(tmp_path / "in.pth", tmp_path / "out.gguf")
-    assert not (tmp_path / "out.gguf").exists()
+        _run(tmp_path / "in.pth", tmp_path / "out.bin")
+    assert not (tmp_path / "out.bin").exists()

@@ -1,8 +1,9 @@
 """Checkpoints: models in files, as numpy arrays under official names.
 
-Read: ``.pth`` (without torch, and without running code of the file), ``.safetensors``, rwkv.cpp ``.bin``, and
-Hugging Face folders (transformers' RWKV-4, flash-linear-attention's RWKV-7). Written: ``.pth``,
-``.safetensors`` and Hugging Face folders. The configuration is read off names and shapes, never asked for.
+Read: ``.pth`` (without torch, and without running code of the file), ``.safetensors``, ``.gguf``, rwkv.cpp's
+``.bin``, and Hugging Face folders (transformers' RWKV-4, flash-linear-attention's RWKV-7). Written: ``.pth``,
+``.safetensors``, ``.gguf`` and Hugging Face folders. The configuration is read off names and shapes, never
+asked for.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rookery.checkpoints import checkpoint as _checkpoint
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, assemble
+from rookery.checkpoints.gguf_container import MAGIC as GGUF_MAGIC
+from rookery.checkpoints.gguf_file import read_gguf
 from rookery.checkpoints.huggingface import is_huggingface, load_huggingface
+from rookery.checkpoints.quantized import Weight
 from rookery.checkpoints.rwkv_cpp import MAGIC as RWKV_CPP_MAGIC
 from rookery.checkpoints.rwkv_cpp import read_rwkv_cpp
 from rookery.checkpoints.safetensors_file import read_safetensors
@@ -21,7 +22,7 @@ from rookery.errors import CheckpointError
 
 __all__ = ["load"]
 
-Contents = tuple[dict[str, np.ndarray], dict[str, Any] | None]
+Contents = tuple[Mapping[str, Weight], dict[str, Any] | None]
 
 
 def load(path: str | Path, *, check_finite: bool = False) -> Checkpoint:
@@ -31,7 +32,7 @@ def load(path: str | Path, *, check_finite: bool = False) -> Checkpoint:
     they are used.
 
     Args:
-        path: a ``.pth`` or ``.safetensors`` file, a rwkv.cpp ``.bin`` file, or a folder.
+        path: a ``.pth``, ``.safetensors`` or ``.gguf`` file, a rwkv.cpp ``.bin`` file, or a folder.
         check_finite: read every weight and refuse NaN and infinity.
 
     Raises:
@@ -81,6 +82,7 @@ Reader = Callable[[Path], Contents]
 _READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
     (lambda head: head.startswith(ZIP_MAGIC), _read_torch),
     (lambda head: head.startswith(RWKV_CPP_MAGIC), _read_rwkv_cpp),
+    (lambda head: head.startswith(GGUF_MAGIC), read_gguf),
     (lambda head: head[8:9] == b"{", _read_safetensors),
 )
 
@@ -88,7 +90,6 @@ _READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
 _REFUSED: dict[bytes, str] = {
     LEGACY_MAGIC[:14]: "is of torch's format before 1.6; write it anew with a current torch: "
     "torch.save(torch.load(path, weights_only=True), new_path)",
-    b"GGUF": "is a GGUF file, which is not supported; convert from the original .pth or .safetensors",
     b"lmgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",
     b"tjgg": "is a file of an early ggml format, which is not supported; convert from the original .pth",
     b"version https://git-lfs": "is a Git LFS pointer, not the model: fetch the file itself (git lfs pull)",
@@ -112,5 +113,5 @@ def _reader(path: Path) -> Reader:
     raise CheckpointError(
         path,
         f"begins with {head[:8]!r}, which no checkpoint format does; expected a .pth (zip), .safetensors, "
-        "or rwkv.cpp .bin file",
+        ".gguf or rwkv.cpp .bin file",
     )

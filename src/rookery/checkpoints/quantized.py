@@ -15,7 +15,7 @@ import numpy as np
 
 from rookery.errors import CheckpointError
 
-__all__ = ["BLOCK", "BLOCK_BYTES", "Quantized", "Weight", "dense", "dtype_name"]
+__all__ = ["BLOCK", "BLOCK_BYTES", "Quantized", "Weight", "dense", "dtype_name", "quantize_q8_0"]
 
 BLOCK = 32
 """Inputs of one output that share a scale."""
@@ -117,6 +117,27 @@ class Quantized:
                 weights *= scales
         matrix = weights.reshape(self.rows, self.columns)
         return np.ascontiguousarray(matrix.T) if self.transposed else matrix
+
+
+def quantize_q8_0(weights: np.ndarray) -> np.ndarray:
+    """Blocks of q8_0, uint8 [rows, columns / 32 * 34], of float32 weights [rows, columns].
+
+    For what is read in formats that no engine has; ``rookery.native.quantize`` is faster by far.
+    """
+    parts = weights.reshape(len(weights), -1, BLOCK)
+    blocks = np.empty((*parts.shape[:2], BLOCK_BYTES["q8_0"]), np.uint8)
+    # A broken file's weights may be beyond float16, or none at all.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        largest = np.abs(parts).max(axis=2, keepdims=True)
+        scales = (largest / 127).astype(np.float16)
+        exact = scales.astype(np.float32)
+        # Below float16's normal numbers a scale may be rounded down so far that the largest weight is cut.
+        scales = np.where(exact * 127.49 < largest, np.nextafter(scales, np.float16(np.inf)), scales)
+        inverse = np.where(scales > 0, 1 / scales.astype(np.float32), np.float32(0))
+        numbers = np.clip(np.rint(parts * inverse), -127, 127).astype(np.int8)
+    blocks[:, :, :2] = scales.view(np.uint8)
+    blocks[:, :, 2:] = numbers.view(np.uint8)
+    return blocks.reshape(len(weights), -1)
 
 
 Weight = np.ndarray | Quantized

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from rookery.checkpoints import tokenizer_spec
 from rookery.checkpoints.checkpoint import Checkpoint, checked_tensors
+from rookery.checkpoints.gguf_file import write_gguf
 from rookery.checkpoints.safetensors_file import write_safetensors
 from rookery.checkpoints.torch_file import write_torch
 from rookery.errors import CheckpointError
@@ -19,10 +20,10 @@ __all__ = ["save", "writing"]
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
-    """Save a model as ``.safetensors`` or ``.pth``, by the suffix of ``path``.
+    """Save a model as ``.safetensors``, ``.pth`` or ``.gguf``, by the suffix of ``path``.
 
-    The tokenizer goes into the file's metadata, or beside a ``.pth`` as ``NAME.tokenizer.json``. Should
-    anything fail, the old file is as it was.
+    The tokenizer goes into the file's metadata, or beside a ``.pth`` as ``NAME.tokenizer.json``. Blocks stay
+    blocks in ``.gguf``, and are float32 in the others. Should anything fail, the old file is as it was.
 
     Raises:
         CheckpointError: the suffix is unknown, the tensors are not those of ``checkpoint.config``, or the
@@ -68,7 +69,13 @@ def _save_torch(checkpoint: Checkpoint, path: Path) -> None:
             raise CheckpointError(beside, f"cannot be removed: {error.strerror or error}") from error
 
 
+def _save_gguf(checkpoint: Checkpoint, path: Path) -> None:
+    with writing(path) as file:
+        write_gguf(file, checkpoint, path)
+
+
 _WRITERS: dict[str, Callable[[Checkpoint, Path], None]] = {
     ".safetensors": _save_safetensors,
     ".pth": _save_torch,
+    ".gguf": _save_gguf,
 }

@@ -8,8 +8,9 @@ from pathlib import Path
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = """\
-Write a model in another format: .safetensors or .pth by the suffix of OUT, or a Hugging Face folder. Without
---dtype every weight stays as it is, bit for bit."""
+Write a model in another format: .safetensors, .pth or .gguf by the suffix of OUT, or a Hugging Face folder.
+Without --dtype every weight stays as it is, bit for bit; but what is quantized becomes float32, except in
+.gguf (which `rookery quantize` makes)."""
 
 # rookery.checkpoints.DTYPES, written out so that help needs no numpy; a test holds them together.
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -17,9 +18,11 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
-    parser.add_argument("input", metavar="IN", help="a .pth, .safetensors or rwkv.cpp .bin file, or a folder")
     parser.add_argument(
-        "output", metavar="OUT", help="a .safetensors or .pth file; with --huggingface a folder"
+        "input", metavar="IN", help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a folder"
+    )
+    parser.add_argument(
+        "output", metavar="OUT", help="a .safetensors, .pth or .gguf file; with --huggingface a folder"
     )
     parser.add_argument("--dtype", choices=_DTYPES, help="round every weight to this dtype")
     parser.add_argument(

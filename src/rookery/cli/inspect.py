@@ -19,7 +19,7 @@ HELP = "Say what a model file holds: version, sizes, parameters, state, dtype, t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this verb."""
     parser.add_argument(
-        "file", metavar="FILE", help="a .pth, .safetensors or rwkv.cpp .bin file, or a folder"
+        "file", metavar="FILE", help="a .pth, .safetensors, .gguf or rwkv.cpp .bin file, or a folder"
     )
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument("--check", action="store_true", help="read every weight; refuse NaN and infinity")
