@@ -17,15 +17,12 @@ import argparse
 import gc
 import statistics
 import time
-from collections.abc import Callable
 
 import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional
 
-from benchmarks.gpt import GPT
 from benchmarks.report import (
     Figure,
     add_report_arguments,
@@ -33,43 +30,10 @@ from benchmarks.report import (
     print_figures,
     write_figures,
 )
+from benchmarks.training import VOCAB, measure_against_gpt, rwkv, training_step
 from rookery.config import VERSIONS, ModelConfig, Version, sized
-from rookery.models import RWKV, init_weights, parameter_groups
 
-VOCAB = 256
 CONSOLE = Console()
-
-
-def training_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, tokens: torch.Tensor, **options: object
-) -> Callable[[], None]:
-    """A closure that trains one step on ``tokens`` [B, T + 1]."""
-    inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
-
-    def step() -> None:
-        result = model(inputs, **options)
-        logits = result[0] if isinstance(result, tuple) else result
-        functional.cross_entropy(logits.flatten(0, 1), targets).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def rwkv(config: ModelConfig) -> tuple[RWKV, torch.optim.Optimizer]:
-    """A fresh model by the published initialisation, with AdamW over its parameter groups."""
-    model = RWKV(config)
-    init_weights(model, seed=0)
-    # Zero output matrices would hand the recurrence a gradient of zeros: time the general case.
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2 and not parameter.any():
-                parameter.normal_(std=0.02)
-    groups = [
-        {"params": group["params"], "weight_decay": group["weight_decay"]}
-        for group in parameter_groups(model, weight_decay=0.1)
-    ]
-    return model, torch.optim.AdamW(groups, lr=1e-4, fused=True)
 
 
 def measure_training(config: ModelConfig, contexts: list[int], tokens_per_step: int) -> list[Figure]:
@@ -118,30 +82,6 @@ def measure_generation(config: ModelConfig, lengths: list[int]) -> list[Figure]:
         figures.append(Figure(f"{name}, time", statistics.median(seconds) * 1e3, "ms/token"))
         figures.append(Figure(f"{name}, state", state_bytes / 1e3, "kB"))
         figures.append(Figure(f"{name}, resident memory", process.memory_info().rss / 1e6, "MB"))
-    return figures
-
-
-def measure_against_gpt(
-    width: int, num_layers: int, contexts: list[int], tokens_per_step: int
-) -> list[Figure]:
-    """Training speed of RWKV-7 over that of a GPT of the same shape."""
-    figures = []
-    config = sized("7", vocab_size=VOCAB, width=width, num_layers=num_layers)
-    model, optimizer = rwkv(config)
-    gpt = GPT(vocab_size=VOCAB, width=width, num_layers=num_layers)
-    gpt_optimizer = torch.optim.AdamW(gpt.parameters(), lr=1e-4, fused=True)
-    for context in contexts:
-        batch = max(1, tokens_per_step // context)
-        tokens = torch.randint(VOCAB, (batch, context + 1), generator=torch.Generator().manual_seed(3))
-        ours, theirs = interleaved_medians(
-            [training_step(model, optimizer, tokens), training_step(gpt, gpt_optimizer, tokens)], repeats=7
-        )
-        count = batch * context
-        shape = f"D {width}, L {num_layers}, fp32, T {context}"
-        figures.append(Figure(f"RWKV-7 training, {shape}", count / ours, "tok/s"))
-        figures.append(Figure(f"GPT training, {shape}", count / theirs, "tok/s"))
-        bound = 1 / 3 if context == 512 else None
-        figures.append(Figure(f"RWKV-7 / GPT, {shape}", theirs / ours, "ratio", bound=bound))
     return figures
 
 
@@ -205,7 +145,7 @@ def main() -> None:
     generation = [figure for config in configs for figure in measure_generation(config, options.lengths)]
     CONSOLE.print(_generation_table(generation, versions, options.lengths))
     against_gpt = measure_against_gpt(
-        options.width, options.layers, [512, 1024, 4096], options.tokens_per_step
+        options.width, options.layers, {512: 1 / 3, 1024: None, 4096: None}, options.tokens_per_step
     )
     print_figures("RWKV-7 against a GPT of the same shape", against_gpt)
     training = [

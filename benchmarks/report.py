@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,11 +21,17 @@ from rookery.files import atomic_write
 __all__ = [
     "Figure",
     "add_report_arguments",
+    "interleaved",
     "interleaved_medians",
     "machine",
     "print_figures",
+    "quotient",
     "write_figures",
+    "write_markdown",
 ]
+
+
+_MARK = "<!-- table -->"
 
 
 @dataclass(frozen=True)
@@ -46,20 +52,48 @@ class Figure:
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
+def interleaved(
+    sides: Mapping[str, Callable[[], float]], *, rounds: int, warm_up: int = 1, pause: float = 0.0
+) -> dict[str, list[float]]:
+    """What each side measured in each round; they run in turn (A B A B ...), so a drifting machine hits all.
+
+    Args:
+        sides: what measures, and returns what it measured; by name.
+        rounds: that count.
+        warm_up: rounds before them.
+        pause: seconds before each side, in which the threads of the one before fall asleep.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for count in range(warm_up + rounds):
+        for name, side in sides.items():
+            time.sleep(pause)
+            value = side()
+            if count >= warm_up:
+                measured[name].append(value)
+    return measured
+
+
+def quotient(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """The median of the quotients of what two sides measured in the same round."""
+    return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
+
+
 def interleaved_medians(
     sides: Sequence[Callable[[], object]], *, repeats: int, warm_up: int = 1
 ) -> list[float]:
-    """Median seconds of each side, run in turn (A B A B ...) so that a drifting machine hits all alike."""
-    for _ in range(warm_up):
-        for side in sides:
-            side()
-    seconds: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for index, side in enumerate(sides):
+    """Median seconds of each side, run in turn."""
+
+    def timed(side: Callable[[], object]) -> Callable[[], float]:
+        def seconds() -> float:
             start = time.perf_counter()
             side()
-            seconds[index].append(time.perf_counter() - start)
-    return [statistics.median(each) for each in seconds]
+            return time.perf_counter() - start
+
+        return seconds
+
+    named = {str(index): timed(side) for index, side in enumerate(sides)}
+    measured = interleaved(named, rounds=repeats, warm_up=warm_up)
+    return [statistics.median(each) for each in measured.values()]
 
 
 def machine(peers: Sequence[str] = ()) -> dict[str, object]:
@@ -90,6 +124,15 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
 
 
+def _cells(each: Figure) -> tuple[str, str, str, str, str]:
+    """One figure as it is shown."""
+    sign = "≤" if each.at_most else "≥"
+    bound = "" if each.bound is None else f"{sign} {each.bound:.3g}"
+    holds = {True: "yes", False: "NO", None: ""}[each.holds]
+    value = f"{each.value:,.0f}" if abs(each.value) >= 1000 else f"{each.value:.3g}"
+    return each.figure, value, each.unit, bound, holds
+
+
 def print_figures(title: str, figures: Sequence[Figure]) -> None:
     """The table of the figures that have a bound, then of the rest."""
     table = Table(title=title, title_justify="left")
@@ -99,11 +142,7 @@ def print_figures(title: str, figures: Sequence[Figure]) -> None:
     table.add_column("bound", justify="right", no_wrap=True)
     table.add_column("holds", no_wrap=True)
     for each in figures:
-        sign = "≤" if each.at_most else "≥"
-        bound = "" if each.bound is None else f"{sign} {each.bound:.3g}"
-        holds = {True: "yes", False: "NO", None: ""}[each.holds]
-        value = f"{each.value:,.0f}" if abs(each.value) >= 1000 else f"{each.value:.3g}"
-        table.add_row(each.figure, value, each.unit, bound, holds)
+        table.add_row(*_cells(each))
     Console().print(table)
 
 
@@ -117,3 +156,20 @@ def write_figures(path: Path | None, figures: Sequence[Figure], peers: Sequence[
     ]
     with atomic_write(path) as file:
         file.write(json.dumps({"machine": machine(peers), "figures": rows}, indent=1).encode())
+
+
+def write_markdown(path: Path, figures: Sequence[Figure]) -> None:
+    """Put the table of the figures into a page, between its marks ``<!-- table -->``.
+
+    Raises:
+        ValueError: the page has not two of the marks.
+    """
+    before, _, rest = path.read_text().partition(_MARK)
+    _, _, after = rest.partition(_MARK)
+    if not after:
+        raise ValueError(f"{path} has not two marks {_MARK} for the table to stand between")
+    rows = [("figure", "value", "unit", "bound", "holds"), ("---", "---:", "---", "---:", "---")]
+    rows += [_cells(each) for each in figures]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    with atomic_write(path) as file:
+        file.write(f"{before}{_MARK}\n{table}{_MARK}{after}".encode())
