@@ -65,11 +65,63 @@ bool is_exact(Type type, SourceType source) {
   return (type == Type::q8 && source == SourceType::q8_0) || (type == Type::q4 && source == SourceType::q4_0);
 }
 
-void store_float(Type type, uint8_t* place, int64_t index, float value) {
-  if (type == Type::fp32)
-    reinterpret_cast<float*>(place)[index] = value;
-  else
-    reinterpret_cast<uint16_t*>(place)[index] = to_bf16(value);
+// Where 16 rows of a block lie in a matrix: from `weights` and `scales`, row i of column j.
+struct Place {
+  uint8_t* weights;
+  uint8_t* scales;
+  int64_t row;  // of the slab, in layout columns
+};
+
+Place place_of(const Matrix& matrix, uint8_t* memory, int64_t row, int64_t block) {
+  if (matrix.layout == Layout::panels) {
+    uint8_t* group = memory + row / kLanes * matrix.bytes_of_group();
+    return {group + matrix.weights_at(block), group + matrix.scales_at(block), 0};
+  }
+  uint8_t* start = memory + row / kSlab * matrix.bytes_of_slab() + block * matrix.slab_block_bytes();
+  return {start + matrix.slab_scale_bytes(), start + row % kSlab * 2, row % kSlab};
+}
+
+// Integers of 16 rows, [row], to where the kernels read them.
+void store_integers(const Matrix& matrix, const Place& place, const IntegerBlock* integers) {
+  bool panels = matrix.layout == Layout::panels;
+  for (int64_t i = 0; i < kLanes; i++) std::memcpy(place.scales + 2 * i, &integers[i].scale, 2);
+  for (int64_t j = 0; j < kBlock; j++)
+    for (int64_t i = 0; i < kLanes; i++) {
+      uint8_t value = integers[i].values[j];
+      if (matrix.type == Type::q8) {
+        place.weights[panels ? (j / 4 * kLanes + i) * 4 + j % 4 : j * matrix.column_bytes() + place.row + i] = value;
+        continue;
+      }
+      bool upper = panels ? j % 8 >= 4 : place.row % 32 >= 16;
+      uint8_t& byte =
+          place
+              .weights[panels ? (j / 8 * kLanes + i) * 4 + j % 4 : j * matrix.column_bytes() + place.row / 32 * 16 + i];
+      byte = static_cast<uint8_t>(upper ? (byte & 15) | (value << 4) : (byte & 0xf0) | value);
+    }
+}
+
+// Numbers of 16 rows, `width` apart, likewise.
+void store_floats(const Matrix& matrix, const Place& place, const float* floats, int64_t width) {
+  bool panels = matrix.layout == Layout::panels;
+  for (int64_t j = 0; j < kBlock; j++)
+    for (int64_t i = 0; i < kLanes; i++) {
+      float value = floats[i * width + j];
+      int64_t index = panels ? j * kLanes + i : j * kSlab + place.row + i;
+      if (panels && matrix.type == Type::bf16) index = (j / 2 * kLanes + i) * 2 + j % 2;
+      if (matrix.type == Type::fp32)
+        reinterpret_cast<float*>(place.weights)[index] = value;
+      else
+        reinterpret_cast<uint16_t*>(place.weights)[index] = to_bf16(value);
+    }
+}
+
+// A row of the matrix from a source that may be its transpose.
+void read_weights(const Source& source, int64_t row, int64_t columns, float* values) {
+  if (!source.transposed) return read_row(source, row, columns, values);
+  Source element = source;
+  element.data += row * (source.type == SourceType::f32 ? 4 : 2);
+  for (int64_t column = 0; column < columns; column++, element.data += source.row_bytes)
+    read_row(element, 0, 1, values + column);
 }
 
 }  // namespace
@@ -105,7 +157,7 @@ void OperandBuffer::convert(Type type, const float* x, int64_t x_stride, int64_t
 
 int64_t multiply_scratch_bytes(const Matrix& matrix) {
   if (matrix.layout == Layout::panels) return 0;
-  int64_t panels = 4 * matrix.bytes_of_group();
+  int64_t panels = kSlab / kLanes * matrix.weights_at(kBlocksMade);
   int64_t skipping = (matrix.blocks() * kBlock + 1) * 8 + (matrix.blocks() + 1) * 4;
   return aligned(std::max(panels, skipping));
 }
@@ -145,62 +197,27 @@ void read_row(const Source& source, int64_t row, int64_t columns, float* values)
 }
 
 void pack(const Matrix& matrix, const Source& source, uint8_t* memory, int64_t begin, int64_t end) {
-  int64_t blocks = matrix.blocks(), width = blocks * kBlock;
-  bool panels = matrix.layout == Layout::panels, exact = is_exact(matrix.type, source.type);
-  int64_t limit = panels ? padded(end, kLanes) : padded(end, 4 * kLanes);
+  int64_t blocks = matrix.blocks(), width = blocks * kBlock, limit = padded(end, matrix.unit());
+  bool exact = is_exact(matrix.type, source.type);
   // Sixteen rows at a time, so that what is written lies together.
   std::vector<float> floats(kLanes * width);
-  std::vector<IntegerBlock> integers(kLanes);
+  IntegerBlock integers[kLanes];
   for (int64_t first = begin; first < limit; first += kLanes) {
-    if (!exact || !matrix.has_scales()) {
+    if (!exact) {
       std::fill(floats.begin(), floats.end(), 0.0f);
-      for (int64_t i = 0; i < kLanes; i++) {
-        if (first + i >= matrix.rows) break;
-        if (!source.transposed) {
-          read_row(source, first + i, matrix.columns, &floats[i * width]);
-          continue;
-        }
-        for (int64_t column = 0; column < matrix.columns; column++) {
-          Source element = source;
-          element.data += column * source.row_bytes + (first + i) * (source.type == SourceType::f32 ? 4 : 2);
-          read_row(element, 0, 1, &floats[i * width + column]);
-        }
-      }
+      for (int64_t i = 0; i < kLanes && first + i < matrix.rows; i++)
+        read_weights(source, first + i, matrix.columns, &floats[i * width]);
     }
-    uint8_t* group = memory + first / kLanes * matrix.bytes_of_group();
-    uint8_t* scales = panels ? group : memory + first * 2;
-    int64_t scale_stride = panels ? kLanes * 2 : matrix.padded_rows() * 2;
-    uint8_t* weights = panels ? group + matrix.scale_bytes_of_group() : memory + matrix.scale_bytes();
     for (int64_t block = 0; block < blocks; block++) {
+      Place place = place_of(matrix, memory, first, block);
       if (!matrix.has_scales()) {
-        for (int64_t j = block * kBlock; j < (block + 1) * kBlock; j++)
-          for (int64_t i = 0; i < kLanes; i++) {
-            int64_t index = panels ? (matrix.type == Type::fp32 ? j * kLanes + i : (j / 2 * kLanes + i) * 2 + j % 2)
-                                   : j * matrix.padded_rows() + first + i;
-            store_float(matrix.type, weights, index, floats[i * width + j]);
-          }
+        store_floats(matrix, place, &floats[block * kBlock], width);
         continue;
       }
       for (int64_t i = 0; i < kLanes; i++)
         integers[i] = first + i < matrix.rows ? integer_block(matrix.type, source, first + i, block, &floats[i * width])
                                               : no_block(matrix.type);
-      for (int64_t i = 0; i < kLanes; i++) std::memcpy(scales + block * scale_stride + 2 * i, &integers[i].scale, 2);
-      for (int64_t j = 0; j < kBlock; j++)
-        for (int64_t i = 0; i < kLanes; i++) {
-          uint8_t value = integers[i].values[j];
-          if (matrix.type == Type::q8) {
-            if (panels)
-              weights[block * kBlock * kLanes + (j / 4 * kLanes + i) * 4 + j % 4] = value;
-            else
-              weights[(block * kBlock + j) * matrix.bytes_of_column() + first + i] = value;
-            continue;
-          }
-          bool upper = panels ? j % 8 >= 4 : (first + i) % 32 >= 16;
-          uint8_t& place = panels ? weights[block * kBlock * kLanes / 2 + (j / 8 * kLanes + i) * 4 + j % 4]
-                                  : weights[(block * kBlock + j) * matrix.bytes_of_column() + first / 32 * 16 + i];
-          place =
-              upper ? static_cast<uint8_t>((place & 15) | (value << 4)) : static_cast<uint8_t>((place & 0xf0) | value);
-        }
+      store_integers(matrix, place, integers);
     }
   }
 }

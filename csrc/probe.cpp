@@ -137,8 +137,8 @@ int64_t bytes_read(const Matrix& matrix, const float* x) {
     int64_t present = 0;
     for (int64_t column = block * kBlock; column < (block + 1) * kBlock; column++)
       present += std::any_of(values + column * size, values + (column + 1) * size, [](uint8_t b) { return b != 0; });
-    total += present * matrix.bytes_of_column();
-    if (present > 0 && matrix.has_scales()) total += matrix.padded_rows() * 2;
+    total += matrix.padded_rows() / kSlab * present * matrix.column_bytes();
+    if (present > 0) total += matrix.padded_rows() / kSlab * matrix.slab_scale_bytes();
   }
   return total;
 }

@@ -24,76 +24,54 @@ struct InputBlock {
   const int32_t* corrections;  // one for each token
 };
 
-// What a number type does with one block of 32 columns of R groups of 16 rows, for N tokens.
+// What a number type does with one block of 32 columns of 16 rows, for N tokens.
 template <Type>
 struct Block;
 
 template <>
 struct Block<Type::fp32> {
-  static constexpr int64_t kBytes = 4 * kBlock * kLanes;
-
-  template <int R, int N>
-  ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&)[R], const InputBlock& x) {
+  template <int N>
+  ROOKERY_INLINE static void add(Floats (&totals)[N], const uint8_t* weights, const uint16_t*, const InputBlock& x) {
     const float* values = reinterpret_cast<const float*>(x.values);
     ROOKERY_UNROLL for (int j = 0; j < kBlock; j++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-        Floats w = load(reinterpret_cast<const float*>(weights[r]) + 16 * j);
-        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-          totals[r][n] = fma(w, broadcast(values[kBlock * n + j]), totals[r][n]);
-        }
-      }
+      Floats w = load(reinterpret_cast<const float*>(weights) + 16 * j);
+      ROOKERY_UNROLL for (int n = 0; n < N; n++) { totals[n] = fma(w, broadcast(values[kBlock * n + j]), totals[n]); }
     }
   }
 };
 
 template <>
 struct Block<Type::bf16> {
-  static constexpr int64_t kBytes = 2 * kBlock * kLanes;
-
-  template <int R, int N>
-  ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&)[R], const InputBlock& x) {
+  template <int N>
+  ROOKERY_INLINE static void add(Floats (&totals)[N], const uint8_t* weights, const uint16_t*, const InputBlock& x) {
     const uint16_t* values = reinterpret_cast<const uint16_t*>(x.values);
     ROOKERY_UNROLL for (int j = 0; j < kBlock / 2; j++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-        Bytes w = load_bytes(weights[r] + 64 * j);
-        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-          totals[r][n] = dot_bf16(totals[r][n], w, values + kBlock * n + 2 * j);
-        }
-      }
+      Bytes w = load_bytes(weights + 64 * j);
+      ROOKERY_UNROLL for (int n = 0; n < N; n++) { totals[n] = dot_bf16(totals[n], w, values + kBlock * n + 2 * j); }
     }
   }
 };
 
-template <int R, int N>
-ROOKERY_INLINE void add_scaled(Floats (&totals)[R][N], const Ints (&sums)[R][N], const uint16_t* const (&scales)[R],
+template <int N>
+ROOKERY_INLINE void add_scaled(Floats (&totals)[N], const Ints (&sums)[N], const uint16_t* scales,
                                const float* x_scales) {
-  ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-    Floats scale = load_f16(scales[r]);
-    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-      totals[r][n] = fma(to_floats(sums[r][n]), scale * broadcast(x_scales[n]), totals[r][n]);
-    }
+  Floats scale = load_f16(scales);
+  ROOKERY_UNROLL for (int n = 0; n < N; n++) {
+    totals[n] = fma(to_floats(sums[n]), scale * broadcast(x_scales[n]), totals[n]);
   }
 }
 
 template <>
 struct Block<Type::q8> {
-  static constexpr int64_t kBytes = kBlock * kLanes;
-
-  template <int R, int N>
-  ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&scales)[R], const InputBlock& x) {
+  template <int N>
+  ROOKERY_INLINE static void add(Floats (&totals)[N], const uint8_t* weights, const uint16_t* scales,
+                                 const InputBlock& x) {
     const int8_t* values = reinterpret_cast<const int8_t*>(x.values);
-    Ints sums[R][N];
-    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) { sums[r][n] = start_q8(x.corrections[n]); }
-    }
+    Ints sums[N];
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[n] = start_q8(x.corrections[n]); }
     ROOKERY_UNROLL for (int j = 0; j < 8; j++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-        Bytes w = load_bytes(weights[r] + 64 * j);
-        ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[r][n] = dot_q8(sums[r][n], w, values + kBlock * n + 4 * j); }
-      }
+      Bytes w = load_bytes(weights + 64 * j);
+      ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[n] = dot_q8(sums[n], w, values + kBlock * n + 4 * j); }
     }
     add_scaled(totals, sums, scales, x.scales);
   }
@@ -101,126 +79,90 @@ struct Block<Type::q8> {
 
 template <>
 struct Block<Type::q4> {
-  static constexpr int64_t kBytes = kBlock * kLanes / 2;
-
-  template <int R, int N>
-  ROOKERY_INLINE static void add(Floats (&totals)[R][N], const uint8_t* const (&weights)[R],
-                                 const uint16_t* const (&scales)[R], const InputBlock& x) {
+  template <int N>
+  ROOKERY_INLINE static void add(Floats (&totals)[N], const uint8_t* weights, const uint16_t* scales,
+                                 const InputBlock& x) {
     const int8_t* values = reinterpret_cast<const int8_t*>(x.values);
-    Ints sums[R][N];
-    ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) { sums[r][n] = start_q4(x.corrections[n]); }
-    }
+    Ints sums[N];
+    ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[n] = start_q4(x.corrections[n]); }
     ROOKERY_UNROLL for (int j = 0; j < 4; j++) {
-      ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-        Bytes both = load_bytes(weights[r] + 64 * j);
-        Bytes low = low_nibbles(both), high = high_nibbles(both);
-        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-          sums[r][n] = dot_q4(sums[r][n], low, values + kBlock * n + 8 * j);
-        }
-        ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-          sums[r][n] = dot_q4(sums[r][n], high, values + kBlock * n + 8 * j + 4);
-        }
-      }
+      Bytes both = load_bytes(weights + 64 * j);
+      Bytes low = low_nibbles(both), high = high_nibbles(both);
+      ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[n] = dot_q4(sums[n], low, values + kBlock * n + 8 * j); }
+      ROOKERY_UNROLL for (int n = 0; n < N; n++) { sums[n] = dot_q4(sums[n], high, values + kBlock * n + 8 * j + 4); }
     }
     add_scaled(totals, sums, scales, x.scales);
   }
 };
 
-// Where a group of 16 rows lies.
-struct Group {
-  const uint16_t* scales;
-  const uint8_t* weights;
+// `blocks` blocks of a group of 16 rows.
+struct Panel {
+  const uint8_t* start;
+  int64_t blocks;
+  int64_t next;  // bytes to the group that is read after this one, or 0
+  bool adds;     // to what is in y, for all but the first blocks
 };
 
-// R groups of rows times N tokens.
-template <Type type, int R, int N>
-ROOKERY_INLINE void tile(const Group* groups, int64_t blocks, const Operand& x, int64_t token, float* y,
-                         int64_t y_stride, int64_t rows) {
-  const uint8_t* weights[R];
-  const uint16_t* scales[R];
-  Floats totals[R][N];
-  ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-    weights[r] = groups[r].weights;
-    scales[r] = groups[r].scales;
-    ROOKERY_UNROLL for (int n = 0; n < N; n++) { totals[r][n] = zero(); }
-  }
+// A panel times N tokens.
+template <Type type, int N>
+ROOKERY_INLINE void tile(const Matrix& matrix, Panel panel, const Operand& x, int64_t token, float* y, int64_t y_stride,
+                         int64_t rows) {
+  y += token * y_stride;
+  int count = rows < kLanes ? static_cast<int>(rows) : static_cast<int>(kLanes);
+  Floats totals[N];
+  ROOKERY_UNROLL for (int n = 0; n < N; n++) { totals[n] = panel.adds ? load(y + n * y_stride, count) : zero(); }
   InputBlock input = {x.values + token * kBlock * operand_value_bytes(type), x.scales + token, x.corrections + token};
-  for (int64_t block = 0; block < blocks; block++) {
-    Block<type>::add(totals, weights, scales, input);
-    ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-      weights[r] += Block<type>::kBytes;
-      scales[r] += kLanes;
+  int64_t weight_bytes = kLanes * matrix.block_bytes();
+  const uint8_t *weights = panel.start, *scales = panel.start;
+  // Many tokens keep a group so long that prefetchers lose the thread: so the first tile brings in the next group.
+  bool prefetches = N >= 8 && token == 0 && panel.next != 0;
+  for (int64_t block = 0; block < panel.blocks; block++) {
+    if (block % 2 == 0) {
+      scales = weights;
+      weights += matrix.scale_line();
     }
+    if (prefetches)
+      for (int64_t line = 0; line < weight_bytes; line += 64) __builtin_prefetch(weights + panel.next + line, 0, 2);
+    Block<type>::add(totals, weights, reinterpret_cast<const uint16_t*>(scales + block % 2 * 32), input);
+    weights += weight_bytes;
     input.values += x.tokens * kBlock * operand_value_bytes(type);
     input.scales += x.tokens;
     input.corrections += x.tokens;
   }
   ROOKERY_UNROLL for (int n = 0; n < N; n++) {
-    ROOKERY_UNROLL for (int r = 0; r < R; r++) {
-      int64_t left = rows - 16 * r;
-      float* target = y + (token + n) * y_stride + 16 * r;
-      if (left >= 16)
-        store(target, totals[r][n]);
-      else if (left > 0)
-        store(target, totals[r][n], static_cast<int>(left));
-    }
+    if (count == kLanes)
+      store(y + n * y_stride, totals[n]);
+    else
+      store(y + n * y_stride, totals[n], count);
   }
 }
 
-// One group of rows times all tokens, in tiles of N tokens, then of fewer.
+// A panel times all tokens from `token` on, in tiles of N tokens, then of fewer.
 template <Type type, int N>
-void all_tokens(const Group* group, int64_t blocks, const Operand& x, int64_t token, float* y, int64_t y_stride,
+void all_tokens(const Matrix& matrix, const Panel& panel, const Operand& x, int64_t token, float* y, int64_t y_stride,
                 int64_t rows) {
-  for (; token + N <= x.tokens; token += N) tile<type, 1, N>(group, blocks, x, token, y, y_stride, rows);
+  for (; token + N <= x.tokens; token += N) tile<type, N>(matrix, panel, x, token, y, y_stride, rows);
   if constexpr (N > 1) {
     constexpr int kFewer = N > 8 ? 8 : N > 4 ? 4 : N > 2 ? 2 : 1;
-    if (token < x.tokens) all_tokens<type, kFewer>(group, blocks, x, token, y, y_stride, rows);
+    if (token < x.tokens) all_tokens<type, kFewer>(matrix, panel, x, token, y, y_stride, rows);
   }
-}
-
-// `count` groups that start at `row`.
-template <Type type>
-void multiply_groups(const Group* groups, int64_t count, int64_t row, const Matrix& matrix, const Operand& x, float* y,
-                     int64_t y_stride) {
-  int64_t blocks = matrix.blocks(), g = 0;
-  if (x.tokens == 1)
-    for (; g + kGroupsPerTile <= count; g += kGroupsPerTile)
-      tile<type, kGroupsPerTile, 1>(groups + g, blocks, x, 0, y + row + 16 * g, y_stride, matrix.rows - row - 16 * g);
-  for (; g < count; g++)
-    all_tokens<type, kTokensPerTile>(groups + g, blocks, x, 0, y + row + 16 * g, y_stride, matrix.rows - row - 16 * g);
 }
 
 template <Type type>
 void multiply_panels(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end) {
-  Group groups[kGroupsPerTile];
-  for (int64_t row = begin; row < end;) {
-    int64_t count = (end - row + kLanes - 1) / kLanes;
-    if (count > kGroupsPerTile) count = kGroupsPerTile;
-    for (int64_t g = 0; g < count; g++) {
-      const uint8_t* start = matrix.data + (row / kLanes + g) * matrix.bytes_of_group();
-      groups[g] = {reinterpret_cast<const uint16_t*>(start), start + matrix.scale_bytes_of_group()};
-    }
-    multiply_groups<type>(groups, count, row, matrix, x, y, y_stride);
-    row += count * kLanes;
+  int64_t bytes = matrix.bytes_of_group();
+  Panel panel = {matrix.data + begin / kLanes * bytes, matrix.blocks(), bytes, false};
+  for (int64_t row = begin; row < end; row += kLanes, panel.start += bytes) {
+    if (x.tokens == 1)
+      tile<type, 1>(matrix, panel, x, 0, y + row, y_stride, matrix.rows - row);
+    else
+      all_tokens<type, kTokensPerTile>(matrix, panel, x, 0, y + row, y_stride, matrix.rows - row);
   }
 }
 
 // --- Layout columns, one token: skipping what is multiplied by zero. ---
 
-constexpr int kSkippingGroups = 4;  // rows that are summed up at a time, in groups: 64 bytes of q8 from each column
-
-// The weights of 64 rows of one column as floats, without their scale. (In q4 16 bytes hold 32 rows.)
-template <Type type>
-ROOKERY_INLINE void read_column(const uint8_t* weights, Floats (&w)[kSkippingGroups]) {
-  for (int g = 0; g < kSkippingGroups; g++) {
-    if constexpr (type == Type::fp32) w[g] = load(reinterpret_cast<const float*>(weights) + 16 * g);
-    if constexpr (type == Type::bf16) w[g] = load_bf16(reinterpret_cast<const uint16_t*>(weights) + 16 * g);
-    if constexpr (type == Type::q8) w[g] = load_u8(weights + 16 * g);
-    if constexpr (type == Type::q4)
-      if (g % 2 == 0) load_nibbles(weights + 8 * g, w[g], w[g + 1]);
-  }
-}
+constexpr int kSlabGroups = kSlab / kLanes;
 
 ROOKERY_INLINE float widened(uint16_t half) {
   uint32_t bits = static_cast<uint32_t>(half) << 16;
@@ -236,62 +178,78 @@ ROOKERY_INLINE float value_of(const uint8_t* values, int64_t column) {
   return static_cast<float>(reinterpret_cast<const int8_t*>(values)[column]);
 }
 
+// A column that is not zero, and where its weights are in a slab.
 struct Present {
   float value;
-  int32_t column;
+  uint32_t place;  // in units of 64 bytes
 };
 
-// The columns that are not zero, and where those of each block begin. NaN is not zero.
+// Lists them, and where those of each block begin. NaN is not zero.
 template <Type type>
-void find_present(const Operand& x, int64_t blocks, Present* present, int32_t* starts) {
+void find_present(const Matrix& matrix, const Operand& x, Present* present, int32_t* starts) {
   int32_t count = 0;
-  for (int64_t block = 0; block < blocks; block++) {
+  for (int64_t block = 0; block < matrix.blocks(); block++) {
     starts[block] = count;
-    for (int64_t column = block * kBlock; column < (block + 1) * kBlock; column++) {
-      float value = value_of<type>(x.values, column);
-      present[count] = {value, static_cast<int32_t>(column)};
+    int64_t place = block * matrix.slab_block_bytes() + matrix.slab_scale_bytes();
+    for (int64_t i = 0; i < kBlock; i++, place += matrix.column_bytes()) {
+      float value = value_of<type>(x.values, block * kBlock + i);
+      present[count] = {value, static_cast<uint32_t>(place / 64)};
       count += value != 0 ? 1 : 0;
     }
   }
-  starts[blocks] = count;
+  starts[matrix.blocks()] = count;
+}
+
+// sums[group] += weights of the group's rows in one column * value
+template <Type type>
+ROOKERY_INLINE void add_column(Floats (&sums)[kSlabGroups], const uint8_t* weights, Floats value) {
+  ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
+    if constexpr (type == Type::fp32)
+      sums[g] = fma(load(reinterpret_cast<const float*>(weights) + 16 * g), value, sums[g]);
+    if constexpr (type == Type::bf16)
+      sums[g] = fma(load_bf16(reinterpret_cast<const uint16_t*>(weights) + 16 * g), value, sums[g]);
+    if constexpr (type == Type::q8) sums[g] = fma(load_u8(weights + 16 * g), value, sums[g]);
+    if constexpr (type == Type::q4) {
+      if (g % 2 == 0) {
+        Floats low, high;
+        load_nibbles(weights + 8 * g, low, high);
+        sums[g] = fma(low, value, sums[g]);
+        sums[g + 1] = fma(high, value, sums[g + 1]);
+      }
+    }
+  }
 }
 
 template <Type type>
 void multiply_skipping(const Matrix& matrix, const Operand& x, float* y, int64_t begin, int64_t end, void* scratch) {
   constexpr bool kScaled = type == Type::q8 || type == Type::q4;
-  constexpr int kAhead = 8;  // columns: their rows lie far apart, and no prefetcher guesses which come
-  int64_t blocks = matrix.blocks(), stride = matrix.bytes_of_column(), rows = matrix.padded_rows();
+  constexpr int kAhead = 12;  // columns: no prefetcher guesses which come
+  int64_t blocks = matrix.blocks();
   Present* present = static_cast<Present*>(scratch);
   int32_t* starts = reinterpret_cast<int32_t*>(present + blocks * kBlock + 1);
-  find_present<type>(x, blocks, present, starts);
+  find_present<type>(matrix, x, present, starts);
   int32_t last = starts[blocks] - 1;
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(matrix.data);
-  const uint8_t* weights = matrix.data + matrix.scale_bytes();
-  for (int64_t row = begin; row < end; row += kSkippingGroups * kLanes) {
-    const uint8_t* from = weights + row * matrix.block_bytes() / kBlock;
-    Floats totals[kSkippingGroups];
-    for (int g = 0; g < kSkippingGroups; g++) totals[g] = zero();
+  for (int64_t row = begin; row < end; row += kSlab) {
+    const uint8_t* slab = matrix.data + row / kSlab * matrix.bytes_of_slab();
+    Floats totals[kSlabGroups];
+    ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) { totals[g] = zero(); }
     for (int64_t block = 0; block < blocks; block++) {
       if (starts[block] == starts[block + 1]) continue;
-      Floats sums[kSkippingGroups];
-      for (int g = 0; g < kSkippingGroups; g++)
+      Floats sums[kSlabGroups];
+      ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
         sums[g] = kScaled ? broadcast(static_cast<float>(x.corrections[block])) : totals[g];
-      for (int32_t i = starts[block]; i < starts[block + 1]; i++) {
-        const Present& ahead = present[i + kAhead < last ? i + kAhead : last];
-        __builtin_prefetch(from + ahead.column * stride);
-        if constexpr (type == Type::fp32 || type == Type::bf16)
-          for (int64_t line = 64; line < kSkippingGroups * kLanes * matrix.block_bytes() / kBlock; line += 64)
-            __builtin_prefetch(from + ahead.column * stride + line);
-        Floats w[kSkippingGroups], value = broadcast(present[i].value);
-        read_column<type>(from + present[i].column * stride, w);
-        for (int g = 0; g < kSkippingGroups; g++) sums[g] = fma(w[g], value, sums[g]);
       }
-      for (int g = 0; g < kSkippingGroups; g++)
-        totals[g] = kScaled ? fma(sums[g], load_f16(scales + block * rows + row + 16 * g) * broadcast(x.scales[block]),
-                                  totals[g])
-                            : sums[g];
+      for (int32_t i = starts[block]; i < starts[block + 1]; i++) {
+        const uint8_t* ahead = slab + int64_t{64} * present[i + kAhead < last ? i + kAhead : last].place;
+        for (int64_t line = 0; line < matrix.column_bytes(); line += 64) __builtin_prefetch(ahead + line);
+        add_column<type>(sums, slab + int64_t{64} * present[i].place, broadcast(present[i].value));
+      }
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(slab + block * matrix.slab_block_bytes());
+      ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
+        totals[g] = kScaled ? fma(sums[g], load_f16(scales + 16 * g) * broadcast(x.scales[block]), totals[g]) : sums[g];
+      }
     }
-    for (int g = 0; g < kSkippingGroups; g++) {
+    ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
       int64_t left = matrix.rows - row - 16 * g;
       if (left >= 16)
         store(y + row + 16 * g, totals[g]);
@@ -301,13 +259,13 @@ void multiply_skipping(const Matrix& matrix, const Operand& x, float* y, int64_t
   }
 }
 
-// --- Layout columns, several tokens: panels of 64 rows, made in cache. ---
+// --- Layout columns, several tokens: panels of a slab, made in cache. ---
 
 // 16 rows of four columns, from 16 bytes of each, to 64 bytes: row by row, four columns each.
-ROOKERY_INLINE void interleave_bytes(const uint8_t* const (&columns)[4], uint8_t* out) {
+ROOKERY_INLINE void interleave_bytes(const uint8_t* columns, int64_t stride, uint8_t* out) {
 #if defined(__SSE2__)
   __m128i c[4];
-  for (int i = 0; i < 4; i++) c[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns[i]));
+  for (int i = 0; i < 4; i++) c[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(columns + i * stride));
   __m128i low01 = _mm_unpacklo_epi8(c[0], c[1]), high01 = _mm_unpackhi_epi8(c[0], c[1]);
   __m128i low23 = _mm_unpacklo_epi8(c[2], c[3]), high23 = _mm_unpackhi_epi8(c[2], c[3]);
   __m128i* to = reinterpret_cast<__m128i*>(out);
@@ -317,55 +275,64 @@ ROOKERY_INLINE void interleave_bytes(const uint8_t* const (&columns)[4], uint8_t
   _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(high01, high23));
 #else
   for (int row = 0; row < 16; row++)
-    for (int i = 0; i < 4; i++) out[4 * row + i] = columns[i][row];
+    for (int i = 0; i < 4; i++) out[4 * row + i] = columns[i * stride + row];
 #endif
 }
 
+// 16 rows of two columns of 16 bits: row by row, two columns each.
+ROOKERY_INLINE void interleave_pairs(const uint8_t* even, const uint8_t* odd, uint8_t* out) {
+#if defined(__SSE2__)
+  __m128i* to = reinterpret_cast<__m128i*>(out);
+  for (int half = 0; half < 2; half++) {
+    __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(even) + half);
+    __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(odd) + half);
+    _mm_storeu_si128(to + 2 * half, _mm_unpacklo_epi16(a, b));
+    _mm_storeu_si128(to + 2 * half + 1, _mm_unpackhi_epi16(a, b));
+  }
+#else
+  for (int row = 0; row < 16; row++) {
+    __builtin_memcpy(out + 4 * row, even + 2 * row, 2);
+    __builtin_memcpy(out + 4 * row + 2, odd + 2 * row, 2);
+  }
+#endif
+}
+
+// The lower four bits of 64 bytes, or the upper, of one in the lower and of the other in the upper halves.
+ROOKERY_INLINE void join_nibbles(const uint8_t (&bytes)[2][64], bool upper, uint8_t* to) {
+#if defined(__SSE2__)
+  __m128i low = _mm_set1_epi8(15);
+  for (int i = 0; i < 64; i += 16) {
+    __m128i first = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[0] + i));
+    __m128i second = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes[1] + i));
+    first = _mm_and_si128(upper ? _mm_srli_epi16(first, 4) : first, low);
+    second = upper ? _mm_andnot_si128(low, second) : _mm_slli_epi16(_mm_and_si128(second, low), 4);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm_or_si128(first, second));
+  }
+#else
+  for (int i = 0; i < 64; i++) {
+    int first = upper ? bytes[0][i] >> 4 : bytes[0][i] & 15;
+    int second = upper ? bytes[1][i] & 0xf0 : bytes[1][i] << 4;
+    to[i] = static_cast<uint8_t>(first | second);
+  }
+#endif
+}
+
+// The block's weights of group `g` of a slab, as a panel has them.
 template <Type type>
-void make_panels(const Matrix& matrix, int64_t row, uint8_t* memory, Group (&groups)[4]) {
-  int64_t blocks = matrix.blocks(), stride = matrix.bytes_of_column(), all_rows = matrix.padded_rows();
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(matrix.data);
-  const uint8_t* from = matrix.data + matrix.scale_bytes() + row * matrix.block_bytes() / kBlock;
-  for (int g = 0; g < 4; g++) {
-    uint8_t* start = memory + g * matrix.bytes_of_group();
-    uint16_t* own_scales = reinterpret_cast<uint16_t*>(start);
-    uint8_t* to = start + matrix.scale_bytes_of_group();
-    groups[g] = {own_scales, to};
-    if (matrix.has_scales())
-      for (int64_t block = 0; block < blocks; block++)
-        __builtin_memcpy(own_scales + 16 * block, scales + block * all_rows + row + 16 * g, 32);
-    for (int64_t column = 0; column < blocks * kBlock;) {
-      const uint8_t* c = from + column * stride;
-      if constexpr (type == Type::fp32) {
-        __builtin_memcpy(to, c + 64 * g, 64);
-        column += 1;
-      } else if constexpr (type == Type::bf16) {
-        const uint16_t* even = reinterpret_cast<const uint16_t*>(c) + 16 * g;
-        const uint16_t* odd = reinterpret_cast<const uint16_t*>(c + stride) + 16 * g;
-        uint16_t* pairs = reinterpret_cast<uint16_t*>(to);
-        for (int i = 0; i < 16; i++) {
-          pairs[2 * i] = even[i];
-          pairs[2 * i + 1] = odd[i];
-        }
-        column += 2;
-      } else if constexpr (type == Type::q8) {
-        const uint8_t* four[4] = {c + 16 * g, c + stride + 16 * g, c + 2 * stride + 16 * g, c + 3 * stride + 16 * g};
-        interleave_bytes(four, to);
-        column += 4;
-      } else {
-        // 16 bytes of a column hold 32 rows: this group is in their lower or upper halves.
-        uint8_t bytes[2][64];
-        const uint8_t* at = c + 16 * (g / 2);
-        const uint8_t* first[4] = {at, at + stride, at + 2 * stride, at + 3 * stride};
-        const uint8_t* second[4] = {at + 4 * stride, at + 5 * stride, at + 6 * stride, at + 7 * stride};
-        interleave_bytes(first, bytes[0]);
-        interleave_bytes(second, bytes[1]);
-        for (int i = 0; i < 64; i++)
-          to[i] = g % 2 == 0 ? static_cast<uint8_t>((bytes[0][i] & 15) | (bytes[1][i] << 4))
-                             : static_cast<uint8_t>((bytes[0][i] >> 4) | (bytes[1][i] & 0xf0));
-        column += 8;
-      }
-      to += 64;
+ROOKERY_INLINE void make_block(const uint8_t* columns, int64_t stride, int64_t g, uint8_t* to) {
+  if constexpr (type == Type::fp32) {
+    for (int j = 0; j < kBlock; j++) __builtin_memcpy(to + 64 * j, columns + j * stride + 64 * g, 64);
+  } else if constexpr (type == Type::bf16) {
+    for (int j = 0; j < kBlock / 2; j++)
+      interleave_pairs(columns + 2 * j * stride + 32 * g, columns + (2 * j + 1) * stride + 32 * g, to + 64 * j);
+  } else if constexpr (type == Type::q8) {
+    for (int j = 0; j < kBlock / 4; j++) interleave_bytes(columns + 4 * j * stride + 16 * g, stride, to + 64 * j);
+  } else {
+    for (int j = 0; j < kBlock / 8; j++) {
+      uint8_t bytes[2][64];
+      for (int half = 0; half < 2; half++)
+        interleave_bytes(columns + (8 * j + 4 * half) * stride + 16 * (g / 2), stride, bytes[half]);
+      join_nibbles(bytes, g % 2 != 0, to + 64 * j);
     }
   }
 }
@@ -374,11 +341,29 @@ template <Type type>
 void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
                       void* scratch) {
   if (x.tokens == 1) return multiply_skipping<type>(matrix, x, y, begin, end, scratch);
-  for (int64_t row = begin; row < end; row += 4 * kLanes) {
-    Group groups[4];
-    make_panels<type>(matrix, row, static_cast<uint8_t*>(scratch), groups);
-    for (int64_t g = 0; g < 4 && row + 16 * g < matrix.rows; g++)
-      multiply_groups<type>(groups + g, 1, row + 16 * g, matrix, x, y, y_stride);
+  uint8_t* panels = static_cast<uint8_t*>(scratch);
+  int64_t panel_bytes = matrix.weights_at(kBlocksMade);
+  for (int64_t row = begin; row < end; row += kSlab) {
+    const uint8_t* slab = matrix.data + row / kSlab * matrix.bytes_of_slab();
+    for (int64_t first = 0; first < matrix.blocks(); first += kBlocksMade) {
+      int64_t blocks = matrix.blocks() - first < kBlocksMade ? matrix.blocks() - first : kBlocksMade;
+      for (int64_t block = 0; block < blocks; block++) {
+        const uint8_t* from = slab + (first + block) * matrix.slab_block_bytes();
+        for (int64_t g = 0; g < kSlabGroups; g++) {
+          uint8_t* panel = panels + g * panel_bytes;
+          if (matrix.has_scales()) __builtin_memcpy(panel + matrix.scales_at(block), from + 32 * g, 32);
+          make_block<type>(from + matrix.slab_scale_bytes(), matrix.column_bytes(), g,
+                           panel + matrix.weights_at(block));
+        }
+      }
+      Operand part = {x.values + first * x.tokens * kBlock * operand_value_bytes(type), x.scales + first * x.tokens,
+                      x.corrections + first * x.tokens, x.tokens};
+      for (int64_t g = 0; g < kSlabGroups && row + 16 * g < matrix.rows; g++) {
+        Panel panel = {panels + g * panel_bytes, blocks, 0, first > 0};
+        all_tokens<type, kTokensPerTile>(matrix, panel, part, 0, y + row + 16 * g, y_stride,
+                                         matrix.rows - row - 16 * g);
+      }
+    }
   }
 }
 

@@ -12,7 +12,6 @@
 namespace rookery::ROOKERY_LANES {
 
 constexpr int kTokensPerTile = 2;  // 16 registers of half the width: 4 for sums, 4 for totals, the rest to work with
-constexpr int kGroupsPerTile = 2;
 
 struct Floats {
   __m256 a, b;

@@ -11,7 +11,6 @@
 namespace rookery::ROOKERY_LANES {
 
 constexpr int kTokensPerTile = 12;  // 12 sums of integers, 12 totals, a weight and a scale: 26 of 32 registers
-constexpr int kGroupsPerTile = 4;   // for one token: enough chains to hide the latency of a dot product
 
 struct Floats {
   __m512 v;

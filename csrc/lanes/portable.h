@@ -13,7 +13,6 @@
 namespace rookery::ROOKERY_LANES {
 
 constexpr int kTokensPerTile = 2;  // tokens that share a weight in registers
-constexpr int kGroupsPerTile = 1;  // groups of 16 rows that share a token
 
 struct Floats {
   float v[16];

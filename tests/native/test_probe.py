@@ -38,23 +38,23 @@ def test_rates_are_those_of_a_computer(instructions: str):
 @pytest.mark.parametrize(
     ("kind", "panels", "column", "scales"),
     [
-        ("float32", 64 * 96 * 4, 64 * 4, 0),
-        ("bfloat16", 64 * 96 * 2, 64 * 2, 0),
-        ("q8", 64 * (96 + 6), 64, 64 * 2),
-        ("q4", 64 * (48 + 6), 32, 64 * 2),
+        ("float32", 128 * 128 * 4, 128 * 4, 0),
+        ("bfloat16", 128 * 128 * 2, 128 * 2, 0),
+        ("q8", 128 * (128 + 8), 128, 128 * 2),
+        ("q4", 128 * (64 + 8), 64, 128 * 2),
     ],
 )
 def test_the_columns_of_zeros_are_not_counted(kind: str, panels: int, column: int, scales: int):
-    x = np.zeros(96, np.float32)
+    x = np.zeros(128, np.float32)
     x[[0, 1, 70]] = [1, -1, 0.5]
-    assert _engine.bytes_read(packed(64, 96, kind, "panels"), x) == panels
-    assert _engine.bytes_read(packed(64, 96, kind, "columns"), x) == 3 * column + 2 * scales
+    assert _engine.bytes_read(packed(128, 128, kind, "panels"), x) == panels
+    assert _engine.bytes_read(packed(128, 128, kind, "columns"), x) == 3 * column + 2 * scales
 
 
 def test_what_rounds_to_zero_is_not_counted():
     x = np.array([1] + [1e-3] * 31, np.float32)
-    assert _engine.bytes_read(packed(64, 32, "q8", "columns"), x) == 64 + 128
-    assert _engine.bytes_read(packed(64, 32, "float32", "columns"), x) == 64 * 32 * 4
+    assert _engine.bytes_read(packed(128, 32, "q8", "columns"), x) == 128 + 256
+    assert _engine.bytes_read(packed(128, 32, "float32", "columns"), x) == 128 * 32 * 4
 
 
 @pytest.mark.parametrize("layout", ["panels", "columns"])
