@@ -3,12 +3,14 @@
 
 #include "matrix.h"
 #include "probe.h"
+#include "sampling.h"
 
 namespace rookery {
 
 struct Kernels {
   MatrixKernels matrix;
   ProbeKernels probe;
+  SamplingKernels sampling;
 };
 
 // Of the instruction set in force (instruction_set.h).

@@ -187,6 +187,7 @@ PUBLIC = {
         "Session",
         "choose",
         "load",
+        "sample_batch",
     ],
     "rookery.models": ["RWKV", "from_checkpoint", "init_weights", "parameter_groups", "to_tensors"],
     "rookery.state": ["State", "check_state", "initial_state", "state_bytes", "state_shapes"],

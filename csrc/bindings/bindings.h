@@ -7,5 +7,6 @@ namespace rookery {
 void bind_machine(nanobind::module_& m);
 void bind_matrix(nanobind::module_& m);
 void bind_probe(nanobind::module_& m);
+void bind_sampling(nanobind::module_& m);
 
 }  // namespace rookery

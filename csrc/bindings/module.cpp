@@ -8,4 +8,5 @@ NB_MODULE(_engine, m) {
   rookery::bind_machine(m);
   rookery::bind_matrix(m);
   rookery::bind_probe(m);
+  rookery::bind_sampling(m);
 }

@@ -7,6 +7,7 @@
 #include "kernels.h"
 #include "kernels/multiply.h"
 #include "kernels/probe.h"
+#include "kernels/sample.h"
 
 namespace rookery::ROOKERY_LANES {
 
@@ -14,6 +15,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     .matrix = matrix_kernels(),
     .probe = probe_kernels(),
+    .sampling = sampling_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

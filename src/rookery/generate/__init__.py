@@ -12,7 +12,7 @@ from __future__ import annotations
 from rookery.generate.backend import BACKENDS, DTYPES, Backend, choose
 from rookery.generate.chat import Chat, ChatTemplate
 from rookery.generate.language_model import LanguageModel, load
-from rookery.generate.sampling import Sampler, SamplingParams
+from rookery.generate.sampling import Sampler, SamplingParams, sample_batch
 from rookery.generate.session import MAX_UNDO, Session
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "Session",
     "choose",
     "load",
+    "sample_batch",
 ]

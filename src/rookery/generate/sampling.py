@@ -24,6 +24,10 @@ Other software orders this differently. Most of it (transformers, vLLM) truncate
 here. The `rwkv` package truncates before it: ``temperature_last=True`` does that. That package also measures
 top-p on the whole distribution where top-k is set as well, keeps every token that ties with the last one
 kept, and leaves blanks and digits out of the frequency penalty.
+
+``Sampler.candidates`` is this definition in numpy. ``sample`` has C++ do the same for float32 logits
+(``csrc/sampling.h``): 65536 of them would take numpy milliseconds, as long as a small model. Sums and
+exponentials differ there by their rounding, some 1e-15, and a weight under 2**-1022 is 0.
 """
 
 from __future__ import annotations
@@ -31,18 +35,22 @@ from __future__ import annotations
 import copy
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rookery.errors import ConfigError, StateError
+from rookery.native import _engine
 
-__all__ = ["Sampler", "SamplingParams"]
+__all__ = ["Implementation", "Sampler", "SamplingParams", "sample_batch"]
+
+Implementation = Literal["native", "reference"]
 
 _WORD = 2**64
+_LARGE = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,16 +204,26 @@ class Sampler:
         self._tokens = np.empty(0, dtype=np.int64)
         self._counts = np.empty(0, dtype=np.float64)
 
-    def sample(self, logits: np.ndarray) -> int:
+    def sample(self, logits: np.ndarray, *, implementation: Implementation | None = None) -> int:
         """Choose one token and go to the next step.
 
         Args:
             logits: [N], any float type; left as it is.
+            implementation: ``"native"`` takes the logits as float32 to C++, ``"reference"`` is the definition
+                in numpy; by default C++ for float32 logits, else the definition.
 
         Raises:
             StateError: the logits have NaN or +inf.
             ConfigError: every token is banned, or an id is outside the vocabulary.
         """
+        if implementation not in (None, "native", "reference"):
+            raise ConfigError(f"there is no implementation {implementation!r}; there are native, reference")
+        logits = np.asarray(logits)
+        if implementation is None:
+            implementation = "native" if logits.dtype == np.float32 else "reference"
+        if implementation == "native":
+            _check_shape(logits)
+            return sample_batch([self], logits[None], threads=1)[0]
         tokens, weights = self.candidates(logits)
         uniform = _uniform(self.seed, self.step)
         self.step += 1
@@ -248,7 +266,8 @@ class Sampler:
             kept = weights >= params.min_p
             tokens, scores, weights = tokens[kept], scores[kept], weights[kept]
         if params.temperature_last:
-            weights = _weights(scores, params.temperature)
+            # Relative to the likeliest that is left: where rounding made weights equal, it may be another.
+            weights = _weights(scores - scores.max(), params.temperature)
         return tokens, weights
 
     def observe(self, token: int) -> None:
@@ -314,8 +333,7 @@ class Sampler:
         """Steps 1 to 3 on a float64 copy of the logits."""
         params = self.params
         scores = np.array(logits, dtype=np.float64)
-        if scores.ndim != 1 or not len(scores):
-            raise ConfigError(f"the sampler takes the logits of one token, [N], not the shape {scores.shape}")
+        _check_shape(scores)
         # The maximum is NaN where any logit is.
         if not scores.max() < np.inf:
             bad = int(np.flatnonzero(~(scores < np.inf))[0])
@@ -329,15 +347,74 @@ class Sampler:
             seen = np.where(seen > 0, seen / params.repetition_penalty, seen * params.repetition_penalty)
         scores[self._tokens] = seen - (params.presence_penalty + params.frequency_penalty * self._counts)
         if params.banned_tokens:
-            banned = np.array(params.banned_tokens, dtype=np.int64)
-            self._check_ids(banned, "banned", len(scores))
-            scores[banned] = -np.inf
+            self._check_ids(params.banned_tokens, "banned", len(scores))
+            scores[np.array(params.banned_tokens)] = -np.inf
         return scores
 
+    def _stream(self) -> tuple[Any, ...]:
+        """What C++ needs to know of the next step."""
+        return _native_options(self.params), self._tokens, self._counts, self.seed, self.step % _WORD
+
     @staticmethod
-    def _check_ids(tokens: np.ndarray, what: str, vocab_size: int) -> None:
-        if len(tokens) and tokens.max() >= vocab_size:
-            raise ConfigError(f"token {tokens.max()} is {what}, but the model has only {vocab_size} tokens")
+    def _check_ids(tokens: np.ndarray | Sequence[int], what: str, vocab_size: int) -> None:
+        largest = np.max(tokens, initial=-1)
+        if largest >= vocab_size:
+            raise ConfigError(f"token {largest} is {what}, but the model has only {vocab_size} tokens")
+
+
+def sample_batch(samplers: Sequence[Sampler], logits: np.ndarray, *, threads: int | None = None) -> list[int]:
+    """The next token of each of several streams, in one call of C++: as ``Sampler.sample`` of each.
+
+    Args:
+        samplers: B of them, no one twice.
+        logits: [B, N], taken as float32; left as they are.
+        threads: of the CPU; by default one for a single stream, and all cores for several.
+
+    Raises:
+        StateError, ConfigError: as ``Sampler.sample``, for the first stream that has one. Then no sampler has
+            gone to its next step, and each may be asked by itself.
+    """
+    rows = np.ascontiguousarray(logits, dtype=np.float32)
+    if rows.ndim != 2 or len(rows) != len(samplers) or rows.shape[1] == 0:
+        raise ConfigError(
+            f"{len(samplers)} samplers take logits [{len(samplers)}, N], not the shape {rows.shape}"
+        )
+    if len(set(map(id, samplers))) != len(samplers):
+        raise ConfigError("a sampler is one stream, and was given twice")
+    if threads is None:
+        threads = 1 if len(samplers) == 1 else _engine.default_threads()
+    if not 1 <= threads <= _engine.MAX_THREADS:
+        raise ConfigError(f"threads must be 1 to {_engine.MAX_THREADS}, not {threads}")
+    tokens = _engine.sample(rows, [sampler._stream() for sampler in samplers], threads)
+    for sampler, row, token in zip(samplers, rows, tokens, strict=True):
+        if token < 0:
+            # The definition says what is wrong.
+            sampler.candidates(row)
+            raise AssertionError("C++ refuses what the definition takes")
+    for sampler in samplers:
+        sampler.step += 1
+    return tokens
+
+
+@lru_cache(maxsize=256)
+def _native_options(params: SamplingParams) -> _engine.SamplingOptions:
+    return _engine.SamplingOptions(
+        temperature=params.temperature,
+        # Whatever is larger than a vocabulary keeps all, and bans nothing that is there.
+        top_k=min(params.top_k, _LARGE),
+        top_p=params.top_p,
+        min_p=params.min_p,
+        temperature_last=params.temperature_last,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        banned=[min(token, _LARGE) for token in params.banned_tokens],
+    )
+
+
+def _check_shape(logits: np.ndarray) -> None:
+    if logits.ndim != 1 or not len(logits):
+        raise ConfigError(f"the sampler takes the logits of one token, [N], not the shape {logits.shape}")
 
 
 @lru_cache(maxsize=4)

@@ -87,3 +87,18 @@ def bytes_read(matrix: Matrix, x: Annotated[NDArray[numpy.float32], dict(shape=(
     """
     Bytes of a matrix that are read to multiply it with x [columns] float32.
     """
+
+class SamplingOptions:
+    """What SamplingParams says, checked there."""
+
+    def __init__(self, *, temperature: float, top_k: int, top_p: float, min_p: float, temperature_last: bool, presence_penalty: float, frequency_penalty: float, repetition_penalty: float, banned: Sequence[int]) -> None: ...
+
+def sample(logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], streams: list, threads: int = 1) -> list[int]:
+    """
+    Tokens for logits [B, N] float32, of B tuples (options, tokens int64 [M], counts float64 [M], seed, step); -1 where the definition (rookery.generate.sampling) raises an error.
+    """
+
+def candidate_weights(logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)], stream: tuple) -> object:
+    """
+    What `sample` draws from: float64 [N], 0 where truncated; None where it gives -1.
+    """
