@@ -27,7 +27,7 @@ uint8_t* Arena::take(int64_t bytes) {
     if (start == MAP_FAILED) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
     // Fewer entries of the address cache for the same weights: reading them is a third faster.
-    madvise(start, static_cast<size_t>(size), MADV_HUGEPAGE);
+    if (large_pages_) madvise(start, static_cast<size_t>(size), MADV_HUGEPAGE);
 #endif
     regions_.push_back({static_cast<uint8_t*>(start), size});
     used_ = 0;

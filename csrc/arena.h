@@ -1,4 +1,7 @@
-// Memory for weights: large pages, handed out from front to back in the order in which a step reads them.
+// Memory that is handed out from front to back: for weights, in the order in which a step reads them.
+//
+// Memory that was never written takes no room. Large pages make reading weights faster; without them, what is handed
+// out for many tokens takes room for those that came.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +12,7 @@ namespace rookery {
 
 class Arena {
  public:
-  Arena() = default;
+  explicit Arena(bool large_pages = true) : large_pages_(large_pages) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -23,6 +26,7 @@ class Arena {
     uint8_t* start;
     int64_t bytes;
   };
+  bool large_pages_;
   std::vector<Region> regions_;
   int64_t used_ = 0;  // of the last region
   int64_t taken_ = 0;

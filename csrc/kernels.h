@@ -4,6 +4,7 @@
 #include "matrix.h"
 #include "probe.h"
 #include "sampling.h"
+#include "step_kernels.h"
 
 namespace rookery {
 
@@ -11,6 +12,7 @@ struct Kernels {
   MatrixKernels matrix;
   ProbeKernels probe;
   SamplingKernels sampling;
+  StepKernels step;
 };
 
 // Of the instruction set in force (instruction_set.h).

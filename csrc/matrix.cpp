@@ -141,18 +141,23 @@ OperandBuffer::OperandBuffer(void* memory, int64_t max_tokens, int64_t columns) 
 
 void OperandBuffer::convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t tokens, int64_t begin,
                             int64_t end) const {
+  for (int64_t token = begin; token < end; token++)
+    convert_columns(type, x + token * x_stride, 0, columns, tokens, token);
+}
+
+void OperandBuffer::convert_columns(Type type, const float* x, int64_t begin, int64_t end, int64_t tokens,
+                                    int64_t token) const {
   const MatrixKernels& matrix = kernels().matrix;
-  for (int64_t token = begin; token < end; token++) {
-    const float* from = x + token * x_stride;
-    uint8_t* to = values_ + token * kBlock * operand_value_bytes(type);
-    if (type == Type::fp32)
-      matrix.convert_floats(from, columns, tokens, reinterpret_cast<float*>(to));
-    else if (type == Type::bf16)
-      matrix.convert_bf16(from, columns, tokens, reinterpret_cast<uint16_t*>(to));
-    else
-      matrix.convert_integers(from, columns, tokens, offset_of(type), reinterpret_cast<int8_t*>(to), scales_ + token,
-                              corrections_ + token);
-  }
+  const float* from = x + begin;
+  int64_t columns = end - begin, block = begin / kBlock * tokens + token;
+  uint8_t* to = values_ + block * kBlock * operand_value_bytes(type);
+  if (type == Type::fp32)
+    matrix.convert_floats(from, columns, tokens, reinterpret_cast<float*>(to));
+  else if (type == Type::bf16)
+    matrix.convert_bf16(from, columns, tokens, reinterpret_cast<uint16_t*>(to));
+  else
+    matrix.convert_integers(from, columns, tokens, offset_of(type), reinterpret_cast<int8_t*>(to), scales_ + block,
+                            corrections_ + block);
 }
 
 int64_t multiply_scratch_bytes(const Matrix& matrix) {

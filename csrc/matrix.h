@@ -109,6 +109,8 @@ class OperandBuffer {
   // Converts tokens [begin, end) of the `tokens` tokens of x, [tokens][columns] floats, for matrices of a type.
   void convert(Type type, const float* x, int64_t x_stride, int64_t columns, int64_t tokens, int64_t begin,
                int64_t end) const;
+  // The same for one token alone, whose columns begin at x, and of these for [begin, end): begin is a multiple of 32.
+  void convert_columns(Type type, const float* x, int64_t begin, int64_t end, int64_t tokens, int64_t token) const;
   Operand view(int64_t tokens) const { return {values_, scales_, corrections_, tokens}; }
 
  private:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +27,63 @@ def shared_data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return SHARED_DATA
+
+
+def _normal(centre: float, spread: float) -> Callable[[Any, Any], Any]:
+    import torch
+
+    return lambda p, g: centre + spread * torch.randn(p.shape, generator=g)
+
+
+def _uniform(low: float, high: float) -> Callable[[Any, Any], Any]:
+    import torch
+
+    return lambda p, g: low + (high - low) * torch.rand(p.shape, generator=g)
+
+
+def _map(inputs: int) -> Callable[[Any, Any], Any]:
+    """A matrix that keeps the variance of its input, which has the axis ``inputs``."""
+    import torch
+
+    return lambda p, g: torch.randn(p.shape, generator=g) / p.shape[inputs] ** 0.5
+
+
+def _draws() -> dict[str, Callable[[Any, Any], Any]]:
+    """The first pattern that a parameter's name matches says how it is drawn."""
+    return {
+        r"emb\.weight$": _normal(0, 1),
+        r"ln\w+\.weight$": _normal(1, 0.2),
+        r"ln\w+\.bias$": _normal(0, 0.2),
+        r"\.weight$": _map(-1),
+        r"(\.[wavg][12]|_w[12])$": _map(-2),
+        r"\.time_decay$": _uniform(-5, 0.5),
+        r"\.w0$": _uniform(-6, 1),
+        r"\.time_first$": _normal(-0.5, 0.5),
+        r"\.time_faaaa$": _normal(0, 0.5),
+        r"\.(time_mix|time_maa|x)_\w$": _uniform(0, 1),
+        r"\.(k_k|k_a)$": _normal(1, 0.3),
+        r"\.(a0|v0|r_k)$": _normal(0, 0.5),
+    }
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., Any]:
+    """``random_model(config, seed=0, dtype=torch.float32)``: a torch model; all its weights are random,
+    none idle, so that a mistake about any one of them shows.
+    """
+    import torch
+
+    from rookery.models import RWKV
+
+    draws = _draws()
+
+    def make(config: Any, seed: int = 0, dtype: Any = torch.float32) -> RWKV:
+        model = RWKV(config)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                draw = next(draw for pattern, draw in draws.items() if re.search(pattern, name))
+                parameter.copy_(draw(parameter, generator))
+        return model.to(dtype)
+
+    return make

@@ -189,6 +189,7 @@ PUBLIC = {
         "load",
         "sample_batch",
     ],
+    "rookery.native": ["MAX_THREADS", "NativeModel", "load"],
     "rookery.models": ["RWKV", "from_checkpoint", "init_weights", "parameter_groups", "to_tensors"],
     "rookery.state": ["State", "check_state", "initial_state", "state_bytes", "state_shapes"],
     "rookery.tokenizers": [

@@ -9,4 +9,5 @@ NB_MODULE(_engine, m) {
   rookery::bind_matrix(m);
   rookery::bind_probe(m);
   rookery::bind_sampling(m);
+  rookery::bind_model(m);
 }

@@ -8,6 +8,7 @@
 #include "kernels/multiply.h"
 #include "kernels/probe.h"
 #include "kernels/sample.h"
+#include "kernels/inference.h"
 
 namespace rookery::ROOKERY_LANES {
 
@@ -16,6 +17,7 @@ const Kernels kernels = {
     .matrix = matrix_kernels(),
     .probe = probe_kernels(),
     .sampling = sampling_kernels(),
+    .step = step_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

@@ -7,9 +7,9 @@ namespace rookery::ROOKERY_LANES {
 ROOKERY_INLINE Floats zero() { return broadcast(0.0f); }
 ROOKERY_INLINE Floats operator-(Floats a) { return zero() - a; }
 
-// e^x, within 2 units in the last place; 0 below -87.3 (where e^x is denormal), and 2^127.5 above 88.3.
+// e^x, within 2 units in the last place; 0 below -87.3 (where e^x is denormal), 2^127.5 above 88.3, and NaN for NaN.
 ROOKERY_INLINE Floats exp(Floats x) {
-  x = min(max(x, broadcast(-87.99f)), broadcast(88.37f));
+  x = min(broadcast(88.37f), max(broadcast(-87.99f), x));
   // x = n ln 2 + r with |r| <= ln 2 / 2; ln 2 in two parts so that r is exact. e^r by its series to r^7 / 7!.
   Floats n = round(x * broadcast(1.44269504f));
   Floats r = fma(n, broadcast(-0.693145752f), x);

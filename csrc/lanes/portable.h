@@ -52,11 +52,12 @@ ROOKERY_INLINE Floats abs(Floats a) { ROOKERY_LANES_OF(Floats, std::fabs(a.v[i])
 ROOKERY_INLINE Floats sqrt(Floats a) { ROOKERY_LANES_OF(Floats, std::sqrt(a.v[i])); }
 // To the nearest integer, halves to the even one.
 ROOKERY_INLINE Floats round(Floats a) { ROOKERY_LANES_OF(Floats, std::nearbyintf(a.v[i])); }
-// 2^n for integers n from -126 to 127; 0 for -127.
+// 2^n for integers n from -126 to 127; 0 for -127; anything for NaN.
 ROOKERY_INLINE Floats power_of_two(Floats n) {
   Floats result;
   for (int i = 0; i < 16; i++) {
-    uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.v[i]) + 127) << 23;
+    float number = n.v[i] > -127 ? n.v[i] : -127;  // NaN has no integer
+    uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(number) + 127) << 23;
     std::memcpy(&result.v[i], &bits, 4);
   }
   return result;

@@ -1,5 +1,11 @@
-"""The native engine: RWKV-4 to 7 on a CPU, without torch. What it computes is C++, in ``csrc/``."""
+"""The native engine: RWKV-4 to 7 on a CPU, without torch. What it computes is C++, in ``csrc/``.
+
+model = load(rookery.checkpoints.load("model.safetensors"), dtype="q8")
+logits, state = model.forward(tokens, state)
+"""
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from rookery.native.model import MAX_THREADS, NativeModel, load
+
+__all__ = ["MAX_THREADS", "NativeModel", "load"]

@@ -102,3 +102,18 @@ def candidate_weights(logits: Annotated[NDArray[numpy.float32], dict(shape=(None
     """
     What `sample` draws from: float64 [N], 0 where truncated; None where it gives -1.
     """
+
+class Model:
+    """
+    A model whose weights are packed; rookery.native.NativeModel is its face.
+    """
+
+    def __init__(self, version: str, sizes: dict, vectors: dict, matrices: dict, embedding: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], embedding_type: str, threads: int) -> None: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    def step(self, tokens: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], counts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], time_shift: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], channel_shift: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], wkv: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu', writable=False)], time_shift_after: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], channel_shift_after: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], wkv_after: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')], all_logits: bool) -> tuple[str, int, int] | None:
+        """
+        Run tokens of several streams, and write states and logits. Returns None, or where a state holds NaN or infinity: the name of the part, the layer and the slot.
+        """

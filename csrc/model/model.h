@@ -1,0 +1,62 @@
+// A model: a call of `step` runs tokens of many streams through all of its layers.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "model/mixing.h"
+#include "model/pass.h"
+#include "model/weights.h"
+
+namespace rookery {
+
+// Streams of any lengths: the tokens of each follow those of the one before.
+struct Call {
+  const int64_t* tokens;
+  const int64_t* counts;  // [streams], each at least 1
+  const int64_t* slots;   // [streams], where in the states a stream's is; no two alike
+  int64_t streams;
+  StateArrays before, after;  // may be the same memory
+  bool all_logits;
+  float* logits;  // [streams][vocabulary], after the last token of each; with all_logits [all tokens][vocabulary]
+};
+
+class Model {
+ public:
+  // The embedding is not copied. Throws std::invalid_argument where weights are missing or do not fit.
+  Model(const Config& config, Weights weights, const Source& embedding, int threads);
+
+  const Config& config() const { return config_; }
+  int threads() const { return threads_; }
+
+  // Allocates nothing. Where a state holds NaN or infinity, one such place is returned; what else was computed is
+  // right for the streams that it is not of. Calls from several threads wait for each other. All numbers of the call
+  // must be in their ranges.
+  std::optional<Fault> step(const Call& call);
+
+ private:
+  void run(const Pass& pass, const int64_t* tokens, const int32_t* wanted, int64_t num_wanted, float* logits,
+           const Member& member);
+  void embed(const Context& context, const int64_t* tokens);
+  void predict(const Context& context, const int32_t* wanted, int64_t num_wanted, float* logits);
+
+  Config config_;
+  Weights weights_;
+  Source embedding_;
+  int threads_;
+  Norm embedding_norm_, output_norm_;
+  const Matrix* head_;
+  Scratch scratch_;
+  std::unique_ptr<TimeMixing> time_mixing_;
+  std::unique_ptr<ChannelMixing> channel_mixing_;
+  OperandBuffer head_input_;
+  float *x_, *normal_, *output_;
+  std::vector<Own> own_;  // of each thread
+  std::vector<Span> spans_;
+  std::vector<int32_t> span_of_row_, wanted_;
+  std::mutex one_at_a_time_;
+};
+
+}  // namespace rookery

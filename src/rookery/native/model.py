@@ -1,0 +1,214 @@
+"""A model in the native engine: weights packed for the machine's instructions, a step in one call.
+
+    model = load(checkpoint, dtype="q8")
+    logits, state = model.forward(tokens, state)        # tokens [B, T] -> logits [B, T, N]
+    logits = model.advance([(slot, tokens), ...], pool) # any streams, any lengths, in place
+
+Both are the same function: a prompt, a token, or some of each at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rookery.checkpoints import Checkpoint, Weight
+from rookery.config import ModelConfig
+from rookery.errors import ConfigError, StateError
+from rookery.native import _engine
+from rookery.native.weights import MATRIX_TYPES, check_whole, pack
+from rookery.state import State, check_state
+
+__all__ = ["MAX_THREADS", "NativeModel", "load"]
+
+MAX_THREADS: int = _engine.MAX_THREADS
+"""Most threads that a model can have."""
+
+
+def load(checkpoint: Checkpoint, *, dtype: str | None = None, threads: int | None = None) -> NativeModel:
+    """Pack the weights of a checkpoint.
+
+    Args:
+        checkpoint: the weights. Its embedding is not copied, and its arrays stay as they are.
+        dtype: of the matrices: "float32", "bfloat16", "q8" or "q4" (blocks of 8-bit and 4-bit integers). By
+            default what the checkpoint has, float16 as bfloat16. Vectors, activations and the state are
+            float32; what a matrix multiplies is rounded to bfloat16 for bfloat16 matrices, and to 8 bits for
+            q8 and q4.
+        threads: of this model; by default the physical cores that the process may use.
+
+    Raises:
+        ConfigError: there is no such type, or threads are not 1 to ``MAX_THREADS``.
+        CheckpointError: the tensors are not one model, or the file was cut off since it was opened.
+    """
+    if dtype is not None and dtype not in MATRIX_TYPES:
+        advice = "; float16 has too small a range, take bfloat16" if dtype == "float16" else ""
+        raise ConfigError(
+            f"the native engine has no number type {dtype!r}; it has {', '.join(MATRIX_TYPES)}{advice}"
+        )
+    if threads is None:
+        threads = _engine.default_threads()
+    if not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads must be 1 to {MAX_THREADS}, not {threads}")
+    return NativeModel(checkpoint, dtype=dtype, threads=threads)
+
+
+class NativeModel:
+    """An RWKV of any version; ``load`` makes one.
+
+    Attributes:
+        config: the shape of the model.
+        threads: how many compute.
+        matrix_bytes: what the packed matrices take.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: str | None, threads: int):
+        weights = pack(checkpoint, dtype=dtype, threads=threads)
+        self.config: ModelConfig = checkpoint.config
+        self.threads = threads
+        self.matrix_bytes = sum(matrix.bytes for matrix in weights.matrices.values())
+        sizes = self.config.to_dict()
+        version = sizes.pop("version")
+        self._model = _engine.Model(
+            version,
+            sizes,
+            weights.vectors,
+            weights.matrices,
+            weights.embedding,
+            weights.embedding_type,
+            threads,
+        )
+        self._embedding: Weight = checkpoint.tensors["emb.weight"]
+        self._path = checkpoint.path
+
+    def forward(
+        self, tokens: np.ndarray, state: State[np.ndarray], *, last_only: bool = False
+    ) -> tuple[np.ndarray, State[np.ndarray]]:
+        """Read tokens, predict the next one after each.
+
+        Args:
+            tokens: [B, T] integers, each in the vocabulary; T is at least 1.
+            state: of B streams; never written into.
+            last_only: give the logits after the last token alone.
+
+        Returns:
+            Logits [B, T, N] or [B, 1, N], float32, and the state after the last token.
+
+        Raises:
+            ConfigError: tokens of a wrong shape or type, none, or one outside of the vocabulary.
+            StateError: the state is of another model or number of streams, or holds NaN or infinity.
+            CheckpointError: the file of the weights was cut off.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+            raise ConfigError(
+                f"tokens must be integers of shape [B, T], not {tokens.dtype} of shape {tokens.shape}"
+            )
+        if tokens.size == 0:
+            raise ConfigError(f"there must be at least one token; tokens has shape {tokens.shape}")
+        B, T = tokens.shape
+        check_state(state, self.config, B)
+        before = State(*(_readable(name, part) for name, part in state._asdict().items()))
+        after = State(*(np.empty_like(part) for part in before))
+        logits = np.empty((B if last_only else B * T, self.config.vocab_size), np.float32)
+        ids = np.ascontiguousarray(tokens.reshape(-1), np.int64)
+        fault = self._step(ids, np.full(B, T), np.arange(B), before, after, logits, all_logits=not last_only)
+        if fault is not None:
+            raise StateError(_describe(fault, before))
+        return logits.reshape(B, -1, self.config.vocab_size), after
+
+    def advance(self, requests: Sequence[tuple[int, Sequence[int]]], pool: State[np.ndarray]) -> np.ndarray:
+        """Let some streams of a pool read tokens, in place: prompts and single tokens in one call.
+
+        Args:
+            requests: (slot, tokens) of each stream: its place on axis 1 of the pool, and at least one token.
+                No slot may appear twice.
+            pool: states of any number of streams, float32 arrays; those of the streams are written to.
+
+        Returns:
+            [len(requests), N] float32, the logits after the last token of each.
+
+        Raises:
+            ConfigError: no tokens, a slot that is not there or is there twice, or a token outside of the
+                vocabulary. Nothing was written.
+            StateError: the pool is of another model, or cannot be written into: nothing was written. Or the
+                state of a stream holds NaN or infinity: other streams have read their tokens.
+            CheckpointError: the file of the weights was cut off.
+        """
+        slots_of_pool = check_state(pool, self.config)
+        for name, part in pool._asdict().items():
+            if not isinstance(part, np.ndarray) or part.dtype != np.float32:
+                raise StateError(f"state.{name} must be a numpy array of float32 to be written into")
+            if not (part.flags.c_contiguous and part.flags.writeable):
+                raise StateError(f"state.{name} must be contiguous and writable to be written into")
+        slots = [slot for slot, _ in requests]
+        if len(set(slots)) != len(slots):
+            twice = next(slot for slot in slots if slots.count(slot) > 1)
+            raise ConfigError(f"slot {twice} is there twice; a stream reads one span of tokens in a call")
+        for slot in slots:
+            if not 0 <= slot < slots_of_pool:
+                raise ConfigError(f"slot {slot} is not one of the pool's {slots_of_pool}")
+        counts = np.array([len(tokens) for _, tokens in requests], np.int64)
+        if len(counts) and counts.min() == 0:
+            raise ConfigError(f"slot {slots[int(counts.argmin())]} was given no tokens")
+        logits = np.empty((len(requests), self.config.vocab_size), np.float32)
+        if len(requests) == 0:
+            return logits
+        try:
+            ids = np.concatenate([np.asarray(tokens) for _, tokens in requests])
+            ids = ids.astype(np.int64, casting="same_kind")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ConfigError(f"tokens must be integers: {error}") from None
+        fault = self._step(ids, counts, np.array(slots, np.int64), pool, pool, logits, all_logits=False)
+        if fault is not None:
+            raise StateError(_describe(fault, None))
+        return logits
+
+    def _step(
+        self,
+        tokens: np.ndarray,
+        counts: np.ndarray,
+        slots: np.ndarray,
+        before: State[np.ndarray],
+        after: State[np.ndarray],
+        logits: np.ndarray,
+        *,
+        all_logits: bool,
+    ) -> tuple[str, int, int] | None:
+        check_whole(self._embedding, self._path)
+        try:
+            return self._model.step(
+                tokens,
+                counts,
+                slots,
+                before.time_shift,
+                before.channel_shift,
+                before.wkv,
+                after.time_shift,
+                after.channel_shift,
+                after.wkv,
+                logits,
+                all_logits,
+            )
+        except ValueError as error:
+            # States and shapes were checked: what is left is tokens.
+            raise ConfigError(f"{error}; was the text encoded by another model's tokenizer?") from None
+
+
+def _readable(name: str, part: object) -> np.ndarray:
+    if not isinstance(part, np.ndarray):
+        raise StateError(f"state.{name} is a {type(part).__name__}; the native engine takes numpy arrays")
+    return np.ascontiguousarray(part, np.float32)
+
+
+def _describe(fault: tuple[str, int, int], state: State[np.ndarray] | None) -> str:
+    name, layer, slot = fault
+    if state is not None and np.isfinite(getattr(state, name)[:, slot]).all():
+        return (
+            f"layer {layer} made NaN or infinity of a state that has none: the weights do (`rookery inspect` "
+            "checks them), or the model overflowed"
+        )
+    return (
+        f"state.{name} holds NaN or infinity (stream {slot}, layer {layer}); go on from an earlier state, or "
+        "from none"
+    )
