@@ -38,21 +38,65 @@ TEXTS = [
 ]
 
 
+ENCODERS = {
+    "here": lambda text: world._greedy().encode(text.encode("utf-8")),
+    "pyrwkv": lambda text: world._official()(text),
+    "either": WorldTokenizer().encode,
+}
+every_encoder = pytest.mark.parametrize("encoder", ENCODERS)
+
+
+@every_encoder
 @pytest.mark.parametrize("text", TEXTS)
-def test_ids_are_those_of_the_official_tokenizer(text: str) -> None:
-    tokenizer = WorldTokenizer()
-    tokens = tokenizer.encode(text)
+def test_ids_are_those_of_the_official_tokenizer(text: str, encoder: str) -> None:
+    tokens = ENCODERS[encoder](text)
     assert tokens == OFFICIAL.encode(text)
-    assert tokenizer.decode(tokens) == text
+    assert WorldTokenizer().decode(tokens) == text
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.text(max_size=200))
-def test_any_text(text: str) -> None:
-    tokenizer = WorldTokenizer()
-    tokens = tokenizer.encode(text)
+# Runs of one character, of which the vocabulary has many lengths, and tokens that lie across others.
+RUNS = st.tuples(st.sampled_from(" \n\t-=*#/a0\u3000。😀"), st.integers(1, 200)).map(
+    lambda run: run[0] * run[1]
+)
+PIECES = st.integers(1, 65529).map(lambda token: OFFICIAL.idx2token[token].decode("utf-8", errors="ignore"))
+
+
+@every_encoder
+@settings(deadline=None, max_examples=150)
+@given(text=st.lists(st.one_of(st.text(max_size=40), RUNS, PIECES), max_size=8).map("".join))
+def test_any_text(text: str, encoder: str) -> None:
+    tokens = ENCODERS[encoder](text)
     assert tokens == OFFICIAL.encode(text)
-    assert tokenizer.decode(tokens) == text
+    assert WorldTokenizer().decode(tokens) == text
+
+
+def test_every_token_is_its_own_longest_match() -> None:
+    greedy = world._greedy()
+    for token, data in OFFICIAL.idx2token.items():
+        assert greedy.encode(data) == [token]
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_text_are_encoded_as_well(data: bytes) -> None:
+    tokens = world._greedy().encode(data)
+    assert b"".join(map(WorldTokenizer().token_bytes, tokens)) == data
+
+
+def test_a_long_text_goes_through_the_other_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(world, "_official", lambda: lambda text: asked.append(len(text)) or [1])
+    monkeypatch.setattr(world, "_SHORT", 1000)
+    encoder = world._Encoder()
+    short, other = "é" * 250, "x" * 300
+    assert encoder.encode(short, short) == OFFICIAL.encode(short)
+    assert encoder.encode(other, other) == OFFICIAL.encode(other)
+    assert asked == []
+    # With this it is more than 1000 bytes in all: a corpus, in however small pieces.
+    assert encoder.encode(other, other) == [1]
+    assert encoder.encode("x", "x") == [1]
+    assert asked == [300, 1]
+    assert world._Encoder().encode("x" * 1001, "") == [1]
 
 
 def test_real_text(shared_data: Path) -> None:
@@ -136,13 +180,27 @@ def test_lines_may_end_as_on_windows() -> None:
     assert len(vocabulary) == 3
 
 
+@pytest.mark.parametrize("line", [b"3 'c' 1", b"2 'b' 2", b"2 'b 1", b""])
+def test_a_vocabulary_that_is_broken_somewhere_encodes_nothing(line: bytes) -> None:
+    with pytest.raises(TokenizerError, match="file: line 2 "):
+        world.Vocabulary(b"1 'a' 1\n" + line + b"\n3 '\\n' 1\n", "file").all()
+
+
+def test_a_vocabulary_without_a_byte_is_no_vocabulary() -> None:
+    tokens = [bytes([byte]) for byte in range(255)]
+    with pytest.raises(TokenizerError, match="no token for the byte 255"):
+        world.GreedyEncoder(tokens)
+    assert world.GreedyEncoder([*tokens, b"\xff"]).encode(b"a\xff") == [98, 256]
+
+
 @pytest.fixture
 def fresh_caches():
-    world._vocabulary.cache_clear()
-    world._encoder.cache_clear()
+    caches = [world._vocabulary, world._encoder, world._greedy, world._official]
+    for cache in caches:
+        cache.cache_clear()
     yield
-    world._vocabulary.cache_clear()
-    world._encoder.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_caches")
@@ -151,8 +209,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyrwkv_tokenizer", None)
     with pytest.raises(TokenizerError, match="pip install pyrwkv-tokenizer"):
         WorldTokenizer().token_bytes(1)
-    with pytest.raises(TokenizerError, match="pip install pyrwkv-tokenizer"):
-        WorldTokenizer().encode("x")
+    for text in ("x", "x" * (world._SHORT + 1)):
+        with pytest.raises(TokenizerError, match="pip install pyrwkv-tokenizer"):
+            WorldTokenizer().encode(text)
 
 
 @pytest.mark.usefixtures("fresh_caches")
@@ -162,9 +221,10 @@ def test_a_missing_vocabulary_file_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         WorldTokenizer().token_bytes(1)
 
 
-def test_decoding_loads_no_encoder() -> None:
+def test_a_prompt_loads_no_other_encoder() -> None:
     code = (
         "import sys; from rookery.tokenizers import named; assert named('world').decode([33]) == ' '; "
+        "assert named('world').encode('Hello world') == [33155, 40213]; "
         "print([m for m in ('torch', 'tokenizers', 'pyrwkv_tokenizer') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
