@@ -163,7 +163,8 @@ void OperandBuffer::convert_columns(Type type, const float* x, int64_t begin, in
 int64_t multiply_scratch_bytes(const Matrix& matrix) {
   if (matrix.layout == Layout::panels) return 0;
   int64_t panels = kSlab / kLanes * matrix.weights_at(kBlocksMade);
-  int64_t skipping = (matrix.blocks() * kBlock + 1) * 8 + (matrix.blocks() + 1) * 4;
+  // What is not zero: 8 bytes for each column, or 20 for each four of them and 4 for each block.
+  int64_t skipping = (matrix.blocks() * kBlock + 4) * 8 + (matrix.blocks() + 1) * 4;
   return aligned(std::max(panels, skipping));
 }
 

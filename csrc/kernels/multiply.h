@@ -160,22 +160,31 @@ void multiply_panels(const Matrix& matrix, const Operand& x, float* y, int64_t y
   }
 }
 
-// --- Layout columns, one token: skipping what is multiplied by zero. ---
+// --- Layout columns, one token: skipping what is multiplied by zero. No prefetcher guesses which columns come. ---
 
 constexpr int kSlabGroups = kSlab / kLanes;
 
-ROOKERY_INLINE float widened(uint16_t half) {
-  uint32_t bits = static_cast<uint32_t>(half) << 16;
+ROOKERY_INLINE void store_rows(const Floats (&totals)[kSlabGroups], int64_t rows, float* y) {
+  ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
+    int64_t left = rows - 16 * g;
+    if (left >= 16)
+      store(y + 16 * g, totals[g]);
+    else if (left > 0)
+      store(y + 16 * g, totals[g], static_cast<int>(left));
+  }
+}
+
+// Into the second cache: into the first, fewer are under way at a time, and a third of the bandwidth is lost.
+ROOKERY_INLINE void prefetch_column(const Matrix& matrix, const uint8_t* column) {
+  for (int64_t byte = 0; byte < matrix.column_bytes(); byte += 64) __builtin_prefetch(column + byte, 0, 2);
+}
+
+ROOKERY_INLINE float value_of(const uint8_t* values, int64_t column, Type type) {
+  if (type == Type::fp32) return reinterpret_cast<const float*>(values)[column];
+  uint32_t bits = static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(values)[column]) << 16;
   float result;
   __builtin_memcpy(&result, &bits, 4);
   return result;
-}
-
-template <Type type>
-ROOKERY_INLINE float value_of(const uint8_t* values, int64_t column) {
-  if constexpr (type == Type::fp32) return reinterpret_cast<const float*>(values)[column];
-  if constexpr (type == Type::bf16) return widened(reinterpret_cast<const uint16_t*>(values)[column]);
-  return static_cast<float>(reinterpret_cast<const int8_t*>(values)[column]);
 }
 
 // A column that is not zero, and where its weights are in a slab.
@@ -184,79 +193,144 @@ struct Present {
   uint32_t place;  // in units of 64 bytes
 };
 
-// Lists them, and where those of each block begin. NaN is not zero.
+// Lists them; returns how many there are. NaN is not zero.
+int32_t find_present(const Matrix& matrix, const Operand& x, Present* present) {
+  int32_t count = 0;
+  for (int64_t column = 0; column < matrix.blocks() * kBlock; column++) {
+    float value = value_of(x.values, column, matrix.type);
+    present[count] = {value, static_cast<uint32_t>(column * matrix.column_bytes() / 64)};
+    count += value != 0 ? 1 : 0;
+  }
+  return count;
+}
+
 template <Type type>
-void find_present(const Matrix& matrix, const Operand& x, Present* present, int32_t* starts) {
+void skip_floats(const Matrix& matrix, const Operand& x, float* y, int64_t begin, int64_t end, void* scratch) {
+  constexpr int kAhead = 48;  // columns
+  Present* present = static_cast<Present*>(scratch);
+  int32_t count = find_present(matrix, x, present);
+  for (int64_t row = begin; row < end; row += kSlab) {
+    const uint8_t* slab = matrix.data + row / kSlab * matrix.bytes_of_slab();
+    Floats totals[kSlabGroups];
+    ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) { totals[g] = zero(); }
+    for (int32_t i = 0; i < count; i++) {
+      prefetch_column(matrix, slab + int64_t{64} * present[i + kAhead < count ? i + kAhead : i].place);
+      const uint8_t* weights = slab + int64_t{64} * present[i].place;
+      Floats value = broadcast(present[i].value);
+      ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
+        Floats w = type == Type::fp32 ? load(reinterpret_cast<const float*>(weights) + 16 * g)
+                                      : load_bf16(reinterpret_cast<const uint16_t*>(weights) + 16 * g);
+        totals[g] = fma(w, value, totals[g]);
+      }
+    }
+    store_rows(totals, matrix.rows - row, y + row);
+  }
+}
+
+// Four columns of a block that are not zero (at its end, some again, times zero), and where they are in a slab.
+struct Four {
+  int8_t values[4];
+  uint32_t places[4];  // in units of 64 bytes
+};
+
+// Lists them, and where those of each block begin. Returns how many there are.
+int32_t find_fours(const Matrix& matrix, const Operand& x, Four* fours, int32_t* starts) {
   int32_t count = 0;
   for (int64_t block = 0; block < matrix.blocks(); block++) {
     starts[block] = count;
-    int64_t place = block * matrix.slab_block_bytes() + matrix.slab_scale_bytes();
-    for (int64_t i = 0; i < kBlock; i++, place += matrix.column_bytes()) {
-      float value = value_of<type>(x.values, block * kBlock + i);
-      present[count] = {value, static_cast<uint32_t>(place / 64)};
-      count += value != 0 ? 1 : 0;
-    }
-  }
-  starts[matrix.blocks()] = count;
-}
-
-// sums[group] += weights of the group's rows in one column * value
-template <Type type>
-ROOKERY_INLINE void add_column(Floats (&sums)[kSlabGroups], const uint8_t* weights, Floats value) {
-  ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
-    if constexpr (type == Type::fp32)
-      sums[g] = fma(load(reinterpret_cast<const float*>(weights) + 16 * g), value, sums[g]);
-    if constexpr (type == Type::bf16)
-      sums[g] = fma(load_bf16(reinterpret_cast<const uint16_t*>(weights) + 16 * g), value, sums[g]);
-    if constexpr (type == Type::q8) sums[g] = fma(load_u8(weights + 16 * g), value, sums[g]);
-    if constexpr (type == Type::q4) {
-      if (g % 2 == 0) {
-        Floats low, high;
-        load_nibbles(weights + 8 * g, low, high);
-        sums[g] = fma(low, value, sums[g]);
-        sums[g + 1] = fma(high, value, sums[g + 1]);
+    int64_t place = (block * matrix.slab_block_bytes() + matrix.slab_scale_bytes()) / 64;
+    int members = 0;
+    for (int64_t eight = 0; eight < kBlock; eight += 8) {
+      uint64_t bytes, low = 0x7f7f7f7f7f7f7f7f;
+      __builtin_memcpy(&bytes, x.values + block * kBlock + eight, 8);
+      // The top bit of each byte that is not zero.
+      for (uint64_t left = (((bytes & low) + low) | bytes) & ~low; left != 0; left &= left - 1) {
+        int64_t column = eight + __builtin_ctzll(left) / 8;
+        Four& four = fours[count];
+        four.values[members] = static_cast<int8_t>(x.values[block * kBlock + column]);
+        four.places[members] = static_cast<uint32_t>(place + column * matrix.column_bytes() / 64);
+        members = (members + 1) % 4;
+        count += members == 0 ? 1 : 0;
       }
     }
+    if (members == 0) continue;
+    for (; members < 4; members++) {
+      fours[count].values[members] = 0;
+      fours[count].places[members] = fours[count].places[0];
+    }
+    count++;
+  }
+  starts[matrix.blocks()] = count;
+  return count;
+}
+
+// Adds four columns of 64 rows.
+template <Type type>
+ROOKERY_INLINE void add_columns(Ints (&sums)[4], Bytes a, Bytes b, Bytes c, Bytes d, const int8_t* values) {
+  Bytes rows[4] = {a, b, c, d};
+  interleave(rows);
+  ROOKERY_UNROLL for (int i = 0; i < 4; i++) {
+    sums[i] = type == Type::q8 ? dot_q8(sums[i], rows[i], values) : dot_q4(sums[i], rows[i], values);
   }
 }
 
 template <Type type>
-void multiply_skipping(const Matrix& matrix, const Operand& x, float* y, int64_t begin, int64_t end, void* scratch) {
-  constexpr bool kScaled = type == Type::q8 || type == Type::q4;
-  constexpr int kAhead = 12;  // columns: no prefetcher guesses which come
+void skip_integers(const Matrix& matrix, const Operand& x, float* y, int64_t begin, int64_t end, void* scratch) {
+  constexpr int kAhead = 16;  // fours
+  constexpr bool k8 = type == Type::q8;
   int64_t blocks = matrix.blocks();
-  Present* present = static_cast<Present*>(scratch);
-  int32_t* starts = reinterpret_cast<int32_t*>(present + blocks * kBlock + 1);
-  find_present<type>(matrix, x, present, starts);
-  int32_t last = starts[blocks] - 1;
+  Four* fours = static_cast<Four*>(scratch);
+  int32_t* starts = reinterpret_cast<int32_t*>(fours + blocks * kBlock / 4 + 1);
+  int32_t count = find_fours(matrix, x, fours, starts);
   for (int64_t row = begin; row < end; row += kSlab) {
     const uint8_t* slab = matrix.data + row / kSlab * matrix.bytes_of_slab();
     Floats totals[kSlabGroups];
     ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) { totals[g] = zero(); }
     for (int64_t block = 0; block < blocks; block++) {
       if (starts[block] == starts[block + 1]) continue;
-      Floats sums[kSlabGroups];
-      ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
-        sums[g] = kScaled ? broadcast(static_cast<float>(x.corrections[block])) : totals[g];
+      // q8: rows 0 to 63 and 64 to 127. q4: of every 32 rows the first 16, and the others.
+      Ints sums[2][4];
+      ROOKERY_UNROLL for (int i = 0; i < 4; i++) {
+        sums[0][i] = sums[1][i] = k8 ? start_q8(x.corrections[block]) : start_q4(x.corrections[block]);
       }
       for (int32_t i = starts[block]; i < starts[block + 1]; i++) {
-        const uint8_t* ahead = slab + int64_t{64} * present[i + kAhead < last ? i + kAhead : last].place;
-        for (int64_t line = 0; line < matrix.column_bytes(); line += 64) __builtin_prefetch(ahead + line);
-        add_column<type>(sums, slab + int64_t{64} * present[i].place, broadcast(present[i].value));
+        const Four& ahead = fours[i + kAhead < count ? i + kAhead : i];
+        const uint8_t* w[4];
+        ROOKERY_UNROLL for (int c = 0; c < 4; c++) {
+          prefetch_column(matrix, slab + int64_t{64} * ahead.places[c]);
+          w[c] = slab + int64_t{64} * fours[i].places[c];
+        }
+        Bytes b[4] = {load_bytes(w[0]), load_bytes(w[1]), load_bytes(w[2]), load_bytes(w[3])};
+        const int8_t* values = fours[i].values;
+        if constexpr (k8) {
+          add_columns<type>(sums[0], b[0], b[1], b[2], b[3], values);
+          add_columns<type>(sums[1], load_bytes(w[0] + 64), load_bytes(w[1] + 64), load_bytes(w[2] + 64),
+                            load_bytes(w[3] + 64), values);
+        } else {
+          add_columns<type>(sums[0], low_nibbles(b[0]), low_nibbles(b[1]), low_nibbles(b[2]), low_nibbles(b[3]),
+                            values);
+          add_columns<type>(sums[1], high_nibbles(b[0]), high_nibbles(b[1]), high_nibbles(b[2]), high_nibbles(b[3]),
+                            values);
+        }
       }
+      restore_order(sums[0]);
+      restore_order(sums[1]);
       const uint16_t* scales = reinterpret_cast<const uint16_t*>(slab + block * matrix.slab_block_bytes());
       ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
-        totals[g] = kScaled ? fma(sums[g], load_f16(scales + 16 * g) * broadcast(x.scales[block]), totals[g]) : sums[g];
+        Floats scale = load_f16(scales + 16 * g) * broadcast(x.scales[block]);
+        totals[g] = fma(to_floats(k8 ? sums[g / 4][g % 4] : sums[g % 2][g / 2]), scale, totals[g]);
       }
     }
-    ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
-      int64_t left = matrix.rows - row - 16 * g;
-      if (left >= 16)
-        store(y + row + 16 * g, totals[g]);
-      else if (left > 0)
-        store(y + row + 16 * g, totals[g], static_cast<int>(left));
-    }
+    store_rows(totals, matrix.rows - row, y + row);
   }
+}
+
+template <Type type>
+void multiply_skipping(const Matrix& matrix, const Operand& x, float* y, int64_t begin, int64_t end, void* scratch) {
+  if constexpr (type == Type::fp32 || type == Type::bf16)
+    skip_floats<type>(matrix, x, y, begin, end, scratch);
+  else
+    skip_integers<type>(matrix, x, y, begin, end, scratch);
 }
 
 // --- Layout columns, several tokens: panels of a slab, made in cache. ---
@@ -317,22 +391,45 @@ ROOKERY_INLINE void join_nibbles(const uint8_t (&bytes)[2][64], bool upper, uint
 #endif
 }
 
-// The block's weights of group `g` of a slab, as a panel has them.
+// How many columns of 16 rows fill 64 bytes of a panel.
 template <Type type>
-ROOKERY_INLINE void make_block(const uint8_t* columns, int64_t stride, int64_t g, uint8_t* to) {
-  if constexpr (type == Type::fp32) {
-    for (int j = 0; j < kBlock; j++) __builtin_memcpy(to + 64 * j, columns + j * stride + 64 * g, 64);
-  } else if constexpr (type == Type::bf16) {
-    for (int j = 0; j < kBlock / 2; j++)
-      interleave_pairs(columns + 2 * j * stride + 32 * g, columns + (2 * j + 1) * stride + 32 * g, to + 64 * j);
-  } else if constexpr (type == Type::q8) {
-    for (int j = 0; j < kBlock / 4; j++) interleave_bytes(columns + 4 * j * stride + 16 * g, stride, to + 64 * j);
-  } else {
-    for (int j = 0; j < kBlock / 8; j++) {
-      uint8_t bytes[2][64];
-      for (int half = 0; half < 2; half++)
-        interleave_bytes(columns + (8 * j + 4 * half) * stride + 16 * (g / 2), stride, bytes[half]);
-      join_nibbles(bytes, g % 2 != 0, to + 64 * j);
+constexpr int64_t kColumnsOfLine = type == Type::fp32   ? 1
+                                   : type == Type::bf16 ? 2
+                                   : type == Type::q8   ? 4
+                                                        : 8;
+
+// 64 bytes of a panel, from the columns at `columns` and the rows of group `g` of a slab.
+template <Type type>
+ROOKERY_INLINE void make_line(const uint8_t* columns, int64_t stride, int64_t g, uint8_t* to) {
+  if constexpr (type == Type::fp32) __builtin_memcpy(to, columns + 64 * g, 64);
+  if constexpr (type == Type::bf16) interleave_pairs(columns + 32 * g, columns + stride + 32 * g, to);
+  if constexpr (type == Type::q8) interleave_bytes(columns + 16 * g, stride, to);
+  if constexpr (type == Type::q4) {
+    uint8_t bytes[2][64];
+    for (int half = 0; half < 2; half++)
+      interleave_bytes(columns + 4 * half * stride + 16 * (g / 2), stride, bytes[half]);
+    join_nibbles(bytes, g % 2 != 0, to);
+  }
+}
+
+// Panels of a slab's blocks from `first` on.
+template <Type type>
+void make_panels(const Matrix& matrix, const uint8_t* slab, int64_t first, int64_t blocks, uint8_t* panels,
+                 int64_t panel_bytes) {
+  int64_t stride = matrix.column_bytes();
+  for (int64_t block = 0; block < blocks; block++) {
+    const uint8_t* from = slab + (first + block) * matrix.slab_block_bytes();
+    if (matrix.has_scales())
+      for (int64_t g = 0; g < kSlabGroups; g++)
+        __builtin_memcpy(panels + g * panel_bytes + matrix.scales_at(block), from + 32 * g, 32);
+    from += matrix.slab_scale_bytes();
+    // All groups of some columns, then the next columns: so that the slab is read from front to back.
+    uint8_t* to = panels + matrix.weights_at(block);
+    for (int64_t j = 0; j < kBlock; j += kColumnsOfLine<type>, from += kColumnsOfLine<type> * stride, to += 64) {
+      // What comes after the products of these panels is brought in meanwhile.
+      for (int64_t byte = 0; byte < kColumnsOfLine<type> * stride; byte += 64)
+        __builtin_prefetch(from + kBlocksMade * matrix.slab_block_bytes() + byte, 0, 2);
+      for (int64_t g = 0; g < kSlabGroups; g++) make_line<type>(from, stride, g, to + g * panel_bytes);
     }
   }
 }
@@ -347,15 +444,7 @@ void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t 
     const uint8_t* slab = matrix.data + row / kSlab * matrix.bytes_of_slab();
     for (int64_t first = 0; first < matrix.blocks(); first += kBlocksMade) {
       int64_t blocks = matrix.blocks() - first < kBlocksMade ? matrix.blocks() - first : kBlocksMade;
-      for (int64_t block = 0; block < blocks; block++) {
-        const uint8_t* from = slab + (first + block) * matrix.slab_block_bytes();
-        for (int64_t g = 0; g < kSlabGroups; g++) {
-          uint8_t* panel = panels + g * panel_bytes;
-          if (matrix.has_scales()) __builtin_memcpy(panel + matrix.scales_at(block), from + 32 * g, 32);
-          make_block<type>(from + matrix.slab_scale_bytes(), matrix.column_bytes(), g,
-                           panel + matrix.weights_at(block));
-        }
-      }
+      make_panels<type>(matrix, slab, first, blocks, panels, panel_bytes);
       Operand part = {x.values + first * x.tokens * kBlock * operand_value_bytes(type), x.scales + first * x.tokens,
                       x.corrections + first * x.tokens, x.tokens};
       for (int64_t g = 0; g < kSlabGroups && row + 16 * g < matrix.rows; g++) {

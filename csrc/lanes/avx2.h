@@ -99,16 +99,6 @@ ROOKERY_INLINE void store_bf16(uint16_t* p, Floats x) {
 ROOKERY_INLINE Floats load_f16(const uint16_t* p) {
   return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
 }
-ROOKERY_INLINE Floats widen_u8(__m128i bytes) {
-  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)),
-          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8)))};
-}
-ROOKERY_INLINE Floats load_u8(const uint8_t* p) { return widen_u8(load_128(p)); }
-ROOKERY_INLINE void load_nibbles(const uint8_t* p, Floats& low, Floats& high) {
-  __m128i bytes = load_128(p), mask = _mm_set1_epi8(15);
-  low = widen_u8(_mm_and_si128(bytes, mask));
-  high = widen_u8(_mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
-}
 ROOKERY_INLINE void store_s8(int8_t* p, Floats x) {
   __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
   words = _mm256_permute4x64_epi64(words, 0xd8);
@@ -162,6 +152,26 @@ ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) {
           add_pairs(sum.b, _mm256_abs_epi8(b), _mm256_sign_epi8(four, b))};
 }
 #endif
+// Within each half of a register, so that quarter q of a pair of registers i has rows 16 q + 4 i to 16 q + 4 i + 3.
+ROOKERY_INLINE void interleave(__m256i& x0, __m256i& x1, __m256i& x2, __m256i& x3) {
+  __m256i low01 = _mm256_unpacklo_epi8(x0, x1), high01 = _mm256_unpackhi_epi8(x0, x1);
+  __m256i low23 = _mm256_unpacklo_epi8(x2, x3), high23 = _mm256_unpackhi_epi8(x2, x3);
+  x0 = _mm256_unpacklo_epi16(low01, low23);
+  x1 = _mm256_unpackhi_epi16(low01, low23);
+  x2 = _mm256_unpacklo_epi16(high01, high23);
+  x3 = _mm256_unpackhi_epi16(high01, high23);
+}
+ROOKERY_INLINE void interleave(Bytes (&x)[4]) {
+  interleave(x[0].a, x[1].a, x[2].a, x[3].a);
+  interleave(x[0].b, x[1].b, x[2].b, x[3].b);
+}
+ROOKERY_INLINE void restore_order(Ints (&x)[4]) {
+  Ints y[4] = {x[0], x[1], x[2], x[3]};
+  x[0] = {_mm256_permute2x128_si256(y[0].a, y[1].a, 0x20), _mm256_permute2x128_si256(y[2].a, y[3].a, 0x20)};
+  x[1] = {_mm256_permute2x128_si256(y[0].a, y[1].a, 0x31), _mm256_permute2x128_si256(y[2].a, y[3].a, 0x31)};
+  x[2] = {_mm256_permute2x128_si256(y[0].b, y[1].b, 0x20), _mm256_permute2x128_si256(y[2].b, y[3].b, 0x20)};
+  x[3] = {_mm256_permute2x128_si256(y[0].b, y[1].b, 0x31), _mm256_permute2x128_si256(y[2].b, y[3].b, 0x31)};
+}
 ROOKERY_INLINE Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 ROOKERY_INLINE __m256 add_bf16(__m256 sum, __m256i weights, __m256i x) {
   __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));

@@ -65,15 +65,6 @@ ROOKERY_INLINE void store_bf16(uint16_t* p, Floats x) {
 ROOKERY_INLINE Floats load_f16(const uint16_t* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
-ROOKERY_INLINE Floats load_u8(const uint8_t* p) {
-  __m128i quarter = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(quarter))};
-}
-ROOKERY_INLINE void load_nibbles(const uint8_t* p, Floats& low, Floats& high) {
-  __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  low.v = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(15)));
-  high.v = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 4));
-}
 ROOKERY_INLINE void store_s8(int8_t* p, Floats x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
@@ -96,6 +87,23 @@ ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) {
 }
 ROOKERY_INLINE Ints dot_q4(Ints sum, Bytes weights, const int8_t* x) {
   return {_mm512_dpbusd_epi32(sum.v, weights.v, four_bytes(x))};
+}
+// Within each quarter of a register, so that quarter q of result i has rows 16 q + 4 i to 16 q + 4 i + 3.
+ROOKERY_INLINE void interleave(Bytes (&x)[4]) {
+  __m512i low01 = _mm512_unpacklo_epi8(x[0].v, x[1].v), high01 = _mm512_unpackhi_epi8(x[0].v, x[1].v);
+  __m512i low23 = _mm512_unpacklo_epi8(x[2].v, x[3].v), high23 = _mm512_unpackhi_epi8(x[2].v, x[3].v);
+  x[0].v = _mm512_unpacklo_epi16(low01, low23);
+  x[1].v = _mm512_unpackhi_epi16(low01, low23);
+  x[2].v = _mm512_unpacklo_epi16(high01, high23);
+  x[3].v = _mm512_unpackhi_epi16(high01, high23);
+}
+ROOKERY_INLINE void restore_order(Ints (&x)[4]) {
+  __m512i a = _mm512_shuffle_i32x4(x[0].v, x[1].v, 0x44), b = _mm512_shuffle_i32x4(x[0].v, x[1].v, 0xee);
+  __m512i c = _mm512_shuffle_i32x4(x[2].v, x[3].v, 0x44), d = _mm512_shuffle_i32x4(x[2].v, x[3].v, 0xee);
+  x[0].v = _mm512_shuffle_i32x4(a, c, 0x88);
+  x[1].v = _mm512_shuffle_i32x4(a, c, 0xdd);
+  x[2].v = _mm512_shuffle_i32x4(b, d, 0x88);
+  x[3].v = _mm512_shuffle_i32x4(b, d, 0xdd);
 }
 ROOKERY_INLINE Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 ROOKERY_INLINE Floats dot_bf16(Floats sum, Bytes weights, const uint16_t* x) {

@@ -107,14 +107,6 @@ ROOKERY_INLINE void store_bf16(uint16_t* p, Floats x) {
   for (int i = 0; i < 16; i++) p[i] = narrow_bf16(x.v[i]);
 }
 ROOKERY_INLINE Floats load_f16(const uint16_t* p) { ROOKERY_LANES_OF(Floats, widen_f16(p[i])); }
-ROOKERY_INLINE Floats load_u8(const uint8_t* p) { ROOKERY_LANES_OF(Floats, static_cast<float>(p[i])); }
-// 16 bytes: the lower four bits of each, and the upper four.
-ROOKERY_INLINE void load_nibbles(const uint8_t* p, Floats& low, Floats& high) {
-  for (int i = 0; i < 16; i++) {
-    low.v[i] = static_cast<float>(p[i] & 15);
-    high.v[i] = static_cast<float>(p[i] >> 4);
-  }
-}
 // Rounded to the nearest integer; x must be within -128 and 127.
 ROOKERY_INLINE void store_s8(int8_t* p, Floats x) {
   for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyintf(x.v[i])));
@@ -145,6 +137,15 @@ ROOKERY_INLINE Ints dot_q8(Ints sum, Bytes weights, const int8_t* x) {
 }
 ROOKERY_INLINE Ints dot_q4(Ints sum, Bytes weights, const int8_t* x) { return dot_q8(sum, weights, x); }
 ROOKERY_INLINE Floats to_floats(Ints x) { ROOKERY_LANES_OF(Floats, static_cast<float>(x.v[i])); }
+// Four columns of 64 rows of bytes to four groups of 16 rows with four columns each, for dot products. A set may
+// leave the rows in another order, the same in all columns: sums of such products are put right by restore_order.
+ROOKERY_INLINE void interleave(Bytes (&columns)[4]) {
+  uint8_t rows[4][64];
+  for (int row = 0; row < 64; row++)
+    for (int c = 0; c < 4; c++) rows[row / 16][row % 16 * 4 + c] = columns[c].v[row];
+  std::memcpy(columns, rows, sizeof rows);
+}
+ROOKERY_INLINE void restore_order(Ints (&)[4]) {}
 // Adds the products of two bf16 weights with the same two x in every lane.
 ROOKERY_INLINE Floats dot_bf16(Floats sum, Bytes weights, const uint16_t* x) {
   uint16_t pairs[32];
