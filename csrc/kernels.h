@@ -5,6 +5,7 @@
 #include "probe.h"
 #include "sampling.h"
 #include "step_kernels.h"
+#include "quantize.h"
 
 namespace rookery {
 
@@ -13,6 +14,7 @@ struct Kernels {
   ProbeKernels probe;
   SamplingKernels sampling;
   StepKernels step;
+  QuantizeKernels quantize;
 };
 
 // Of the instruction set in force (instruction_set.h).

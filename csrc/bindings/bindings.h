@@ -6,6 +6,7 @@ namespace rookery {
 
 void bind_machine(nanobind::module_& m);
 void bind_matrix(nanobind::module_& m);
+void bind_quantize(nanobind::module_& m);
 void bind_probe(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_model(nanobind::module_& m);

@@ -7,6 +7,7 @@ NB_MODULE(_engine, m) {
   nanobind::set_leak_warnings(false);
   rookery::bind_machine(m);
   rookery::bind_matrix(m);
+  rookery::bind_quantize(m);
   rookery::bind_probe(m);
   rookery::bind_sampling(m);
   rookery::bind_model(m);

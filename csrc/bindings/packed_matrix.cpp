@@ -18,14 +18,15 @@ using namespace nb::literals;
 
 namespace {
 
+constexpr int64_t kMostWeights = int64_t{1} << 48;
+
 using Raw = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void make(PackedMatrix* self, std::shared_ptr<Arena> arena, Raw data, const std::string& source, int64_t rows,
           int64_t columns, const std::string& type, const std::string& layout, bool transposed, int threads) {
   checked_threads(threads);
-  if (rows < 1 || columns < 1 || rows > INT32_MAX || columns > INT32_MAX)
-    throw std::invalid_argument("a matrix needs at least one row and one column, and fewer than 2^31");
+  check_sizes(rows, columns);
   Source from;
   from.type = source_type_of(source);
   from.data = data.data();
@@ -88,6 +89,11 @@ int checked_threads(int threads) {
     throw std::invalid_argument("threads must be 1 to " + std::to_string(kMaxThreads) + ", not " +
                                 std::to_string(threads));
   return threads;
+}
+
+void check_sizes(int64_t rows, int64_t columns) {
+  if (rows < 1 || columns < 1 || rows > INT32_MAX || columns > INT32_MAX || rows > kMostWeights / columns)
+    throw std::invalid_argument("a matrix needs at least one row and one column, fewer than 2^31, and 2^48 weights");
 }
 
 Type type_of(const std::string& name) {

@@ -18,6 +18,9 @@ struct PackedMatrix {
 // The number itself. Throws std::invalid_argument where no team has so many.
 int checked_threads(int threads);
 
+// Throws std::invalid_argument where these are no sizes of a matrix.
+void check_sizes(int64_t rows, int64_t columns);
+
 // Throws std::invalid_argument for an unknown name.
 Type type_of(const std::string& name);
 Layout layout_of(const std::string& name);

@@ -9,6 +9,7 @@
 #include "kernels/probe.h"
 #include "kernels/sample.h"
 #include "kernels/inference.h"
+#include "kernels/quantize.h"
 
 namespace rookery::ROOKERY_LANES {
 
@@ -18,6 +19,7 @@ const Kernels kernels = {
     .probe = probe_kernels(),
     .sampling = sampling_kernels(),
     .step = step_kernels(),
+    .quantize = quantize_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

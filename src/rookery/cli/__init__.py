@@ -38,6 +38,7 @@ VERBS: dict[str, dict[str, str]] = {
     "Look after files": {
         "inspect": "say what a model file holds: version, sizes, state, tokenizer",
         "convert": "write a model in another format",
+        "quantize": "make a model small: 8 or 4 bits a weight",
     },
 }
 """Heading -> verb -> what it does, in one line. The verb's module has the verb's name."""

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rookery.cli.terminal import bytes_text
+
 if TYPE_CHECKING:
     from rookery.checkpoints import Checkpoint
 
@@ -95,8 +97,8 @@ def _lines(description: dict[str, Any]) -> list[tuple[str, str]]:
         *rows,
         ("parameters", f"{description['parameters']:,} ({_short(description['parameters'])})"),
         ("dtype", dtype),
-        ("weights", _bytes(description["weight_bytes"])),
-        ("state", f"{_bytes(description['state_bytes'])} for one stream, however long"),
+        ("weights", bytes_text(description["weight_bytes"])),
+        ("state", f"{bytes_text(description['state_bytes'])} for one stream, however long"),
         ("tokenizer", description["tokenizer"] or "not in the file"),
     ]
 
@@ -114,13 +116,6 @@ def _short(count: int) -> str:
         if count >= scale:
             return f"{count / scale:.2f}{letter}"
     return str(count)
-
-
-def _bytes(count: int) -> str:
-    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit} ({count:,} bytes)"
-    return f"{count} bytes"
 
 
 def _print_table(description: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
-"""A model's text on standard output."""
+"""What commands write: a model's text, sizes."""
 
 from __future__ import annotations
 
 import sys
 
-__all__ = ["interactive", "write_text"]
+__all__ = ["bytes_text", "interactive", "write_text"]
 
 # Control characters but tab and newline, shown as the pictures that Unicode has of them: what a model writes
 # must not move the cursor, colour the screen, or set the clipboard.
@@ -21,3 +21,11 @@ def write_text(piece: str) -> None:
     """Write a piece of a model's text at once; to a file or a pipe exactly, to a terminal safely."""
     sys.stdout.write(piece.translate(_PICTURES) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes for people: "1.5 MiB (1,572,864 bytes)"."""
+    for scale, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit} ({count:,} bytes)"
+    return f"{count} bytes"

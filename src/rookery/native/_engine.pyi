@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
+import numpy.typing
 from numpy.typing import NDArray
 
 
@@ -54,6 +55,11 @@ class Matrix:
 
     def multiply(self, x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], threads: int = 1) -> NDArray[numpy.float32]:
         """x [T, columns] float32 times the transpose: [T, rows] float32."""
+
+def quantize(data: Annotated[numpy.typing.NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], *, source: str, rows: int, columns: int, type: str, threads: int = 1) -> tuple[numpy.typing.NDArray[numpy.uint8], float, float]:
+    """
+    Rows of a matrix to blocks of q8_0 or q4_0: uint8 [rows, columns / 32 * bytes of a block], the sum of squared errors, and the sum of squared weights.
+    """
 
 class ReadProbe:
     """Memory that lies as weights do, to be read by a number of threads."""
