@@ -77,10 +77,24 @@ def test_what_works_without_torch(without_torch, byte_model_arrays):
     assert converted.exists()
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat"])
-def test_what_needs_torch_says_which_extra_brings_it(without_torch, byte_model_arrays, verb):
+def test_a_model_runs_without_torch(without_torch, byte_model_arrays):
+    run = "import sys; from rookery.cli import main; sys.exit(main({}))"
+    options = ["--max-tokens", "5", "--seed", "1", "--dtype", "q8", "--threads", "1"]
+    assert python(run.format(["generate", str(byte_model_arrays), "one", *options]), **without_torch)
+    chat = ["chat", str(byte_model_arrays), *options]
     result = subprocess.run(
-        [sys.executable, "-m", "rookery", verb, str(byte_model_arrays)],
+        [sys.executable, "-m", "rookery", *chat],
+        capture_output=True,
+        text=True,
+        input="hello\n",
+        env={**os.environ, **without_torch},
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_needs_torch_says_which_extra_brings_it(without_torch, byte_model_arrays):
+    result = subprocess.run(
+        [sys.executable, "-m", "rookery", "generate", str(byte_model_arrays), "--device", "cuda"],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

@@ -131,7 +131,7 @@ std::optional<std::tuple<std::string, int64_t, int64_t>> step(Model& self, Integ
     fault = self.step(call);
   }
   if (!fault) return std::nullopt;
-  const char* parts[] = {"time_shift", "channel_shift", "wkv"};
+  const char* parts[] = {"time_shift", "wkv", "channel_shift"};
   return std::tuple(std::string(parts[static_cast<int>(fault->part)]), fault->layer, fault->slot);
 }
 

@@ -51,7 +51,7 @@ Model::Model(const Config& config, Weights weights, const Source& embedding, int
 
 std::optional<Fault> Model::step(const Call& call) {
   std::lock_guard<std::mutex> lock(one_at_a_time_);
-  std::atomic<int64_t> fault{-1};
+  std::atomic<int64_t> fault{kNoFault};
   float* logits = call.logits;
   const int64_t* tokens = call.tokens;
   int64_t stream = 0, read = 0;  // tokens of the present stream that earlier passes have read
@@ -76,7 +76,7 @@ std::optional<Fault> Model::step(const Call& call) {
     logits += wanted * config_.vocab_size;
   }
   int64_t code = fault.load();
-  if (code < 0) return std::nullopt;
+  if (code == kNoFault) return std::nullopt;
   return fault_of(code);
 }
 

@@ -45,13 +45,15 @@ void run_rows(const Context& context, const Job& job, int64_t begin, int64_t end
 }  // namespace
 
 int64_t code_of(const Fault& fault) {
-  return (fault.layer << 34) + (fault.slot << 2) + static_cast<int64_t>(fault.part);
+  return (fault.layer << 34) + (static_cast<int64_t>(fault.part) << 32) + fault.slot;
 }
 
-Fault fault_of(int64_t code) { return {static_cast<Part>(code & 3), code >> 34, (code >> 2) & 0xffffffff}; }
+Fault fault_of(int64_t code) { return {static_cast<Part>(code >> 32 & 3), code >> 34, code & 0xffffffff}; }
 
 void Context::report(Part part, int64_t layer, const Span& span) const {
-  pass.fault->store(code_of({part, layer, span.slot}), std::memory_order_relaxed);
+  int64_t code = code_of({part, layer, span.slot}), first = pass.fault->load(std::memory_order_relaxed);
+  while (code < first && !pass.fault->compare_exchange_weak(first, code, std::memory_order_relaxed)) {
+  }
 }
 
 void shift(const Context& context, Part part, int64_t layer, const Norm& norm, const Shifted* inputs, int count) {

@@ -25,7 +25,8 @@ struct StateArrays {
   int64_t slots;
 };
 
-enum class Part { time_shift, channel_shift, wkv };
+// In the order in which a layer comes upon them.
+enum class Part { time_shift, wkv, channel_shift };
 
 // A part of a state that holds NaN or infinity.
 struct Fault {
@@ -44,11 +45,11 @@ struct Pass {
   const Span* spans;
   int64_t num_spans;
   const int32_t* span_of_row;
-  const StateArrays* after;  // where states are written to
-  float* x;                  // [tokens][width]: what layers add to
-  float* normal;             // [tokens][width]: what the last `shift` normalised
-  float* output;             // [tokens][width]: room for `add_output`
-  std::atomic<int64_t>* fault;
+  const StateArrays* after;     // where states are written to
+  float* x;                     // [tokens][width]: what layers add to
+  float* normal;                // [tokens][width]: what the last `shift` normalised
+  float* output;                // [tokens][width]: room for `add_output`
+  std::atomic<int64_t>* fault;  // `code_of` the first one
 };
 
 // Memory of one member for itself.
@@ -80,6 +81,8 @@ struct Context {
   }
 };
 
+// Numbers of faults; what comes first in a pass has the smaller one.
+constexpr int64_t kNoFault = INT64_MAX;
 int64_t code_of(const Fault& fault);
 Fault fault_of(int64_t code);
 

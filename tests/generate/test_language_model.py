@@ -72,7 +72,7 @@ def test_tokens_that_are_none(model, tokens, problem):
 def test_a_state_of_another_model(model, model_file):
     _, state = rookery.load(model_file("6"))([1])
     small = State(*(part[:1] for part in state))
-    two = State(*(part.repeat_interleave(2, 1) for part in state))
+    two = State(*(np.repeat(part, 2, 1) for part in state))
     for wrong in (small, tuple(state), two):
         with pytest.raises(StateError):
             model([1], wrong)

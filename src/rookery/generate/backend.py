@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from rookery.checkpoints import Checkpoint
 from rookery.config import ModelConfig
-from rookery.errors import ConfigError, require
+from rookery.errors import ConfigError, MissingExtraError, require
 from rookery.state import State
 
 __all__ = ["BACKENDS", "DTYPES", "Backend", "BackendRow", "choose", "open_backend"]
@@ -20,11 +21,13 @@ DTYPES = {
     "float32": "float32",
     "bfloat16": "bfloat16",
     "float16": "float16",
+    "q8": "q8",
+    "q4": "q4",
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
 }
-"""The names of number types for weights and activations, and what each stands for."""
+"""The names of number types for weights, and what each stands for; a backend has some of them."""
 
 
 class Backend(Protocol):
@@ -74,16 +77,22 @@ class BackendRow:
     """Has ``load(checkpoint, *, device, dtype, threads) -> Backend``."""
 
     devices: tuple[str, ...]
-    """The kinds of device it runs on; the first is taken where none is asked for."""
+    """The kinds of device it runs on."""
 
     requires: str
-    """The package it needs."""
+    """The module it needs."""
 
-    extra: str
-    """The extra of this package that installs it."""
+    extra: str | None
+    """The extra of this package that installs it; None for what every installation has."""
 
 
 BACKENDS: dict[str, BackendRow] = {
+    "native": BackendRow(
+        module="rookery.generate.native_backend",
+        devices=("cpu",),
+        requires="rookery.native._engine",
+        extra=None,
+    ),
     "torch": BackendRow(
         module="rookery.generate.torch_backend",
         devices=("cpu", "cuda", "mps", "xpu"),
@@ -91,7 +100,7 @@ BACKENDS: dict[str, BackendRow] = {
         extra="train",
     ),
 }
-"""Name -> backend, the preferred one first."""
+"""Name -> backend, the preferred one first: on a CPU the native engine."""
 
 
 def choose(name: str | None = None, device: str | None = None) -> str:
@@ -99,7 +108,8 @@ def choose(name: str | None = None, device: str | None = None) -> str:
 
     Args:
         name: force one.
-        device: where to run, such as ``"cpu"`` or ``"cuda:1"``; by default wherever the backend prefers.
+        device: where to run, such as ``"cpu"`` or ``"cuda:1"``; by default CUDA where torch can use it, else
+            the CPU.
 
     Raises:
         ConfigError: there is no such backend, or none for the device.
@@ -107,8 +117,10 @@ def choose(name: str | None = None, device: str | None = None) -> str:
     """
     if name is not None and name not in BACKENDS:
         raise ConfigError(f"there is no backend {name!r}; there are {', '.join(BACKENDS)}")
-    kind = None if device is None else device.split(":")[0]
     rows = {each: row for each, row in BACKENDS.items() if name in (None, each)}
+    if device is None and name is None:
+        device = "cuda" if _torch_has_cuda() else "cpu"
+    kind = None if device is None else device.split(":")[0]
     fitting = {each: row for each, row in rows.items() if kind is None or kind in row.devices}
     if not fitting:
         devices = dict.fromkeys(device for row in rows.values() for device in row.devices)
@@ -116,9 +128,13 @@ def choose(name: str | None = None, device: str | None = None) -> str:
     for each, row in fitting.items():
         if _installed(row.requires):
             return each
-    first, row = next(iter(fitting.items()))
-    require(row.requires, extra=row.extra, purpose="Running a model")
-    return first
+    for each, row in fitting.items():
+        if row.extra is not None:
+            require(row.requires, extra=row.extra, purpose="Running a model")
+            return each
+    raise MissingExtraError(
+        "Running a model needs the native engine, which was not built: pip install . in the source's folder"
+    )
 
 
 def open_backend(
@@ -136,7 +152,7 @@ def open_backend(
         name: force a backend.
         device: where to run.
         dtype: a name of ``DTYPES``; by default the backend's choice.
-        threads: of the CPU, for the whole process; by default all cores.
+        threads: of the CPU; by default all cores.
 
     Raises:
         ConfigError, MissingExtraError: as ``choose``, or the type is unknown.
@@ -149,6 +165,21 @@ def open_backend(
     return module.load(
         checkpoint, device=device, dtype=None if dtype is None else DTYPES[dtype], threads=threads
     )
+
+
+# What a GPU that torch calls "cuda" shows itself by: NVIDIA's driver, the same in Windows' Linux, AMD's.
+_GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+
+
+def _torch_has_cuda() -> bool:
+    """Whether torch can use a GPU; it is asked only where the machine may have one: importing it takes seconds."""
+    row = BACKENDS["torch"]
+    if not any(Path(gpu).exists() for gpu in _GPUS) or not _installed(row.requires):
+        return False
+    try:
+        return import_module(row.module).has_cuda()
+    except (ImportError, OSError):
+        return False
 
 
 def _installed(module: str) -> bool:

@@ -38,13 +38,14 @@ def load(
             Hugging Face model.
         backend: a name of ``rookery.generate.BACKENDS``; by default the first that is installed and runs on
             the device.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; by default CUDA where it is available, else the
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; by default CUDA where torch can use it, else the
             CPU.
-        dtype: of weights and activations: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default float32
-            on a CPU and the file's on a GPU. The recurrent state is float32 always.
+        dtype: of the weights: ``"float32"``, ``"bfloat16"``, and natively ``"q8"`` and ``"q4"``, blocks of 8-bit
+            and 4-bit integers, or in torch ``"float16"``; by default the file's (torch on a CPU: float32). The
+            recurrent state is float32 always.
         tokenizer: ``"world"``, ``"bytes"``, or the path of a tokenizer.json; by default the one that the
             model carries, else the one that published models of this vocabulary have, else none.
-        threads: of the CPU, for the whole process; by default the backend's choice.
+        threads: of the CPU (torch: for the whole process); by default the backend's choice.
 
     Raises:
         MissingExtraError: no backend is installed.

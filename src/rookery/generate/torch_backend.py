@@ -14,7 +14,7 @@ from rookery.errors import ConfigError
 from rookery.models import RWKV, from_checkpoint
 from rookery.state import State
 
-__all__ = ["PREFILL_CHUNK", "TorchBackend", "load"]
+__all__ = ["PREFILL_CHUNK", "TorchBackend", "has_cuda", "load"]
 
 PREFILL_CHUNK = 512
 """Tokens of each stream that go through the model at once, so that a long prompt needs no more memory."""
@@ -37,9 +37,13 @@ def load(
         threads: of the CPU, for the whole process; by default torch's choice.
 
     Raises:
-        ConfigError: torch cannot use the device.
+        ConfigError: torch cannot use the device, or has no such type.
         CheckpointError: the tensors are not one model.
     """
+    if dtype is not None and not hasattr(torch, dtype):
+        raise ConfigError(
+            f"weights in {dtype} run in the native engine alone (on a CPU); take bfloat16 for torch"
+        )
     if threads is not None:
         torch.set_num_threads(threads)
     where = _device(device)
@@ -103,9 +107,14 @@ class TorchBackend:
         return State(state.time_shift.to(**shifts), state.channel_shift.to(**shifts), state.wkv.to(**wkv))
 
 
+def has_cuda() -> bool:
+    """Whether there is a GPU that torch can use."""
+    return torch.cuda.is_available()
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if has_cuda() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -42,7 +42,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | None = None, threads: int | Non
         CheckpointError: the tensors are not one model, or the file was cut off since it was opened.
     """
     if dtype is not None and dtype not in MATRIX_TYPES:
-        advice = "; float16 has too small a range, take bfloat16" if dtype == "float16" else ""
+        advice = "; bfloat16 takes as much room" if dtype == "float16" else ""
         raise ConfigError(
             f"the native engine has no number type {dtype!r}; it has {', '.join(MATRIX_TYPES)}{advice}"
         )
