@@ -1,12 +1,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BASE := .venv-base
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow format docs clean
+.PHONY: help setup demo test test-sets test-base test-slow format docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,29 @@ test: setup  ## The gate: format, lint, types, floors, tests.
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow"
 
+# Tests of what the extension computes; those that run under every set by themselves have its name in theirs.
+NATIVE_TESTS := tests/native tests/generate/test_native_sampling.py
+FORCES_NONE := not portable and not avx and not neon
+
+test-sets: setup  ## The tests of the native engine under every other instruction set of this machine.
+	@sets=$$($(BIN)/python -c 'from rookery.native import _engine; print(*_engine.available_instruction_sets()[:-1])'); \
+	for set in $$sets; do \
+	  echo "instruction set: $$set"; \
+	  ROOKERY_INSTRUCTION_SET=$$set $(BIN)/python -m pytest -m "not slow" -k "$(FORCES_NONE)" $(NATIVE_TESTS) || exit 1; \
+	done
+
+test-base: $(BASE)/.ready  ## The commands, from a wheel, in an environment without torch.
+	ROOKERY_BASE=$(CURDIR)/$(BASE) $(BIN)/python -m pytest tests/base
+
+# What `pip install rookery` gives: the wheel, and nothing but what it asks for.
+$(BASE)/.ready: $(VENV)/.native pyproject.toml constraints.txt $(shell find src -name '*.py')
+	rm -rf $(BASE) dist
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	$(BIN)/python -c 'import scikit_build_core.build; scikit_build_core.build.build_sdist("dist")'
+	$(PYTHON) -m venv $(BASE)
+	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	touch $@
+
 test-slow: setup  ## The tests that take long.
 	$(BIN)/python -m pytest -m slow
 
@@ -48,4 +72,4 @@ docs: setup  ## Write what is made from the code: docs/cli.md, and the types of 
 	$(BIN)/python -m nanobind.stubgen -q -m rookery.native._engine -o src/rookery/native/_engine.pyi
 
 clean:  ## Remove the virtual environment and what builds and tools leave behind.
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BASE) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
