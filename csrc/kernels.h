@@ -6,6 +6,7 @@
 #include "sampling.h"
 #include "step_kernels.h"
 #include "quantize.h"
+#include "training.h"
 
 namespace rookery {
 
@@ -15,6 +16,7 @@ struct Kernels {
   SamplingKernels sampling;
   StepKernels step;
   QuantizeKernels quantize;
+  TrainingKernels training;
 };
 
 // Of the instruction set in force (instruction_set.h).

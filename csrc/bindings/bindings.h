@@ -10,5 +10,6 @@ void bind_quantize(nanobind::module_& m);
 void bind_probe(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_model(nanobind::module_& m);
+void bind_training(nanobind::module_& m);
 
 }  // namespace rookery

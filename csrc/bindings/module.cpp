@@ -11,4 +11,5 @@ NB_MODULE(_engine, m) {
   rookery::bind_probe(m);
   rookery::bind_sampling(m);
   rookery::bind_model(m);
+  rookery::bind_training(m);
 }

@@ -10,6 +10,7 @@
 #include "kernels/sample.h"
 #include "kernels/inference.h"
 #include "kernels/quantize.h"
+#include "kernels/training.h"
 
 namespace rookery::ROOKERY_LANES {
 
@@ -20,6 +21,7 @@ const Kernels kernels = {
     .sampling = sampling_kernels(),
     .step = step_kernels(),
     .quantize = quantize_kernels(),
+    .training = training_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

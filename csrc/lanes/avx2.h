@@ -67,6 +67,37 @@ ROOKERY_INLINE __m256 power_of_two(__m256 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 ROOKERY_INLINE Floats power_of_two(Floats n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+ROOKERY_INLINE __m256 where_positive(__m256 x, __m256 a, __m256 b) {
+  return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ));
+}
+ROOKERY_INLINE Floats where_positive(Floats x, Floats a, Floats b) {
+  return {where_positive(x.a, a.a, b.a), where_positive(x.b, a.b, b.b)};
+}
+template <int S>
+ROOKERY_INLINE void exchange(__m256& x, __m256& y) {
+  __m256 first = x;
+  if constexpr (S == 4) {
+    x = _mm256_permute2f128_ps(x, y, 0x20);
+    y = _mm256_permute2f128_ps(first, y, 0x31);
+  } else if constexpr (S == 2) {
+    x = _mm256_shuffle_ps(x, y, 0x44);
+    y = _mm256_shuffle_ps(first, y, 0xee);
+  } else {
+    x = _mm256_blend_ps(x, _mm256_moveldup_ps(y), 0xaa);
+    y = _mm256_blend_ps(_mm256_movehdup_ps(first), y, 0xaa);
+  }
+}
+template <int S>
+ROOKERY_INLINE void exchange(Floats& x, Floats& y) {
+  if constexpr (S == 8) {
+    __m256 moved = x.b;
+    x.b = y.a;
+    y.a = moved;
+  } else {
+    exchange<S>(x.a, y.a);
+    exchange<S>(x.b, y.b);
+  }
+}
 ROOKERY_INLINE float sum(Floats x) {
   __m256 eight = _mm256_add_ps(x.a, x.b);
   __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

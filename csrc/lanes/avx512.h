@@ -46,6 +46,26 @@ ROOKERY_INLINE Floats power_of_two(Floats n) {
   return {
       _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
+ROOKERY_INLINE Floats where_positive(Floats x, Floats a, Floats b) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, _mm512_setzero_ps(), _CMP_GT_OQ), b.v, a.v)};
+}
+template <int S>
+ROOKERY_INLINE void exchange(Floats& a, Floats& b) {
+  __m512 first = a.v;
+  if constexpr (S == 8) {
+    a.v = _mm512_mask_shuffle_f32x4(a.v, 0xff00, b.v, b.v, 0x44);
+    b.v = _mm512_mask_shuffle_f32x4(b.v, 0x00ff, first, first, 0xee);
+  } else if constexpr (S == 4) {
+    a.v = _mm512_mask_shuffle_f32x4(a.v, 0xf0f0, b.v, b.v, 0xa0);
+    b.v = _mm512_mask_shuffle_f32x4(b.v, 0x0f0f, first, first, 0xf5);
+  } else if constexpr (S == 2) {
+    a.v = _mm512_mask_permute_ps(a.v, 0xcccc, b.v, 0x44);
+    b.v = _mm512_mask_permute_ps(b.v, 0x3333, first, 0xee);
+  } else {
+    a.v = _mm512_mask_moveldup_ps(a.v, 0xaaaa, b.v);
+    b.v = _mm512_mask_movehdup_ps(b.v, 0x5555, first);
+  }
+}
 ROOKERY_INLINE float sum(Floats a) { return _mm512_reduce_add_ps(a.v); }
 ROOKERY_INLINE float maximum(Floats a) { return _mm512_reduce_max_ps(a.v); }
 

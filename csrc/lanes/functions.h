@@ -7,6 +7,23 @@ namespace rookery::ROOKERY_LANES {
 ROOKERY_INLINE Floats zero() { return broadcast(0.0f); }
 ROOKERY_INLINE Floats operator-(Floats a) { return zero() - a; }
 
+// Lane i of x[j] becomes lane j of x[i].
+ROOKERY_INLINE void transpose(Floats (&x)[16]) {
+  for (int i = 0; i < 8; i++) exchange<8>(x[i], x[i + 8]);
+  for (int i = 0; i < 16; i += i % 4 == 3 ? 5 : 1) exchange<4>(x[i], x[i + 4]);
+  for (int i = 0; i < 16; i += i % 2 == 1 ? 3 : 1) exchange<2>(x[i], x[i + 2]);
+  for (int i = 0; i < 16; i += 2) exchange<1>(x[i], x[i + 1]);
+}
+
+// The sums of sixteen: lane i is that of x[i]. Overwrites x.
+ROOKERY_INLINE Floats sums(Floats (&x)[16]) {
+  for (int i = 0; i < 8; i++) exchange<8>(x[i], x[i + 8]), x[i] = x[i] + x[i + 8];
+  for (int i = 0; i < 4; i++) exchange<4>(x[i], x[i + 4]), x[i] = x[i] + x[i + 4];
+  for (int i = 0; i < 2; i++) exchange<2>(x[i], x[i + 2]), x[i] = x[i] + x[i + 2];
+  exchange<1>(x[0], x[1]);
+  return x[0] + x[1];
+}
+
 // e^x, within 2 units in the last place; 0 below -87.3 (where e^x is denormal), 2^127.5 above 88.3, and NaN for NaN.
 ROOKERY_INLINE Floats exp(Floats x) {
   x = min(broadcast(88.37f), max(broadcast(-87.99f), x));

@@ -62,6 +62,20 @@ ROOKERY_INLINE Floats power_of_two(Floats n) {
   }
   return result;
 }
+// a where x > 0, else b.
+ROOKERY_INLINE Floats where_positive(Floats x, Floats a, Floats b) {
+  ROOKERY_LANES_OF(Floats, x.v[i] > 0.0f ? a.v[i] : b.v[i]);
+}
+// Swaps a's lanes that have bit S (1, 2, 4 or 8) in their number with b's that do not have it.
+template <int S>
+ROOKERY_INLINE void exchange(Floats& a, Floats& b) {
+  for (int i = 0; i < 16; i++) {
+    if ((i & S) != 0) continue;
+    float moved = a.v[i + S];
+    a.v[i + S] = b.v[i];
+    b.v[i] = moved;
+  }
+}
 ROOKERY_INLINE float sum(Floats a) {
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; i++) a.v[i] += a.v[i + width];

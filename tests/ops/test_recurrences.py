@@ -24,6 +24,8 @@ COMPARED = [
     if implementation != "reference"
 ]
 ALL = [(name, implementation) for name in OPERATORS for implementation in ops.implementations(name)]
+# gradcheck needs float64, which the C++ kernels leave to torch.
+DOUBLE = [(name, implementation) for name, implementation in ALL if implementation != "native"]
 STRONGEST_DECAY_OF_7 = 0.6065
 
 
@@ -129,7 +131,7 @@ def assert_same(call: Call, implementation: str) -> None:
         assert_close(x, y, 1e-4, f"gradient of input {i}")
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), DOUBLE)
 @pytest.mark.parametrize("starts", [0.0, 0.3])
 @pytest.mark.parametrize("T", [1, 5, 19])
 def test_gradients_are_those_of_the_values(name: str, implementation: str, starts: float, T: int) -> None:
@@ -142,6 +144,21 @@ def test_gradients_are_those_of_the_values(name: str, implementation: str, start
         return Call(name, list(inputs), call.starts)(implementation)
 
     assert torch.autograd.gradcheck(function, call.inputs, fast_mode=T > 5)
+
+
+@pytest.mark.parametrize(("name", "implementation"), [x for x in ALL if x not in DOUBLE])
+@pytest.mark.parametrize("starts", [0.0, 0.3])
+@pytest.mark.parametrize(("K", "V"), [(2, 3), (33, 16), (64, 64)])
+def test_float32_gradients_are_those_of_float64(
+    name: str, implementation: str, starts: float, K: int, V: int
+) -> None:
+    call = make(name, T=75, K=K, V=V, starts=starts)
+    exact = Call(name, [x.detach().double().requires_grad_() for x in call.inputs], call.starts)
+    got, wanted = call(implementation), exact("reference")
+    for what, x, y in zip(("y", "state"), got, wanted, strict=True):
+        assert_close(x, y, 5e-6, what)
+    for i, (x, y) in enumerate(zip(call.gradients(got), exact.gradients(wanted), strict=True)):
+        assert_close(x, y, 1e-5, f"gradient of input {i}")
 
 
 @pytest.mark.parametrize(("name", "implementation"), COMPARED)
@@ -323,11 +340,14 @@ def test_inputs_of_any_layout(name: str, implementation: str, T: int) -> None:
 
 def test_the_choice_is_told_and_can_be_forced() -> None:
     for name in OPERATORS:
-        assert ops.chosen(name, tokens=1) == "reference"
-        assert ops.chosen(name, tokens=512) == "chunked"
+        assert ops.chosen(name, tokens=1) == "native"
+        assert ops.chosen(name, tokens=512) == "native"
+        assert ops.chosen(name, tokens=512, dtype=torch.bfloat16) == "native"
         assert ops.chosen(name, tokens=512, dtype=torch.float64) == "chunked"
+        assert ops.chosen(name, tokens=1, dtype=torch.float64) == "reference"
+        assert ops.chosen(name, tokens=512, device="cuda") == "chunked"
         assert ops.chosen(name, tokens=512, implementation="reference") == "reference"
-    with pytest.raises(ConfigError, match="'fast' is unknown; there are chunked, reference"):
+    with pytest.raises(ConfigError, match="'fast' is unknown; there are native, chunked, reference"):
         ops.chosen("wkv7", tokens=1, implementation="fast")
     with pytest.raises(ConfigError, match="no recurrence 'wkv8'"):
         ops.chosen("wkv8", tokens=1)

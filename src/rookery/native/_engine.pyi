@@ -123,3 +123,23 @@ class Model:
         """
         Run tokens of several streams, and write states and logits. Returns None, or where a state holds NaN or infinity: the name of the part, the layer and the slot.
         """
+
+CHUNK_TOKENS: int = 16
+
+def wkv4_forward(log_w: Annotated[NDArray, dict(device='cpu')], u: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], state: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, y: Annotated[NDArray, dict(device='cpu')], after: Annotated[NDArray, dict(device='cpu')], states: Annotated[NDArray, dict(device='cpu')] | None, threads: int) -> None:
+    """Writes y, after, and where it is given states."""
+
+def wkv4_backward(log_w: Annotated[NDArray, dict(device='cpu')], u: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, states: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dafter: Annotated[NDArray, dict(device='cpu')] | None, dlog_w: Annotated[NDArray, dict(device='cpu')], du: Annotated[NDArray, dict(device='cpu')], dk: Annotated[NDArray, dict(device='cpu')], dv: Annotated[NDArray, dict(device='cpu')], dstate: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+    """Writes dlog_w and what follows."""
+
+def wkv6_forward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], u: Annotated[NDArray, dict(device='cpu')], state: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, y: Annotated[NDArray, dict(device='cpu')], after: Annotated[NDArray, dict(device='cpu')], states: Annotated[NDArray, dict(device='cpu')] | None, threads: int) -> None:
+    """Writes y, after, and where it is given states."""
+
+def wkv6_backward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], u: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, states: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dafter: Annotated[NDArray, dict(device='cpu')] | None, dr: Annotated[NDArray, dict(device='cpu')], dlog_w: Annotated[NDArray, dict(device='cpu')], dk: Annotated[NDArray, dict(device='cpu')], dv: Annotated[NDArray, dict(device='cpu')], du: Annotated[NDArray, dict(device='cpu')], dstate: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+    """Writes dr and what follows."""
+
+def wkv7_forward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], a: Annotated[NDArray, dict(device='cpu')], b: Annotated[NDArray, dict(device='cpu')], state: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, y: Annotated[NDArray, dict(device='cpu')], after: Annotated[NDArray, dict(device='cpu')], states: Annotated[NDArray, dict(device='cpu')] | None, found: Annotated[NDArray, dict(device='cpu')] | None, threads: int) -> None:
+    """Writes y, after, and where they are given states and found."""
+
+def wkv7_backward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], a: Annotated[NDArray, dict(device='cpu')], b: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, states: Annotated[NDArray, dict(device='cpu')], found: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dafter: Annotated[NDArray, dict(device='cpu')] | None, dr: Annotated[NDArray, dict(device='cpu')], dlog_w: Annotated[NDArray, dict(device='cpu')], dk: Annotated[NDArray, dict(device='cpu')], dv: Annotated[NDArray, dict(device='cpu')], da: Annotated[NDArray, dict(device='cpu')], db: Annotated[NDArray, dict(device='cpu')], dstate: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+    """Writes dr and what follows."""

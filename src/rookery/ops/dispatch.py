@@ -33,7 +33,8 @@ class Implementation:
     """What `implementation=` forces it by."""
 
     run: Callable[..., tuple[Tensor, Tensor]]
-    """Takes the recurrence's inputs, the state, and `starts` or None; gives (y, state); all of one dtype."""
+    """Takes the recurrence's inputs, the state, and `starts` or None; gives (y, state). All are of one dtype,
+    but for inputs of a dtype that it reads."""
 
     min_tokens: int = 1
     """The shortest row of tokens for which it is faster than the rows of the table after it."""
@@ -43,6 +44,9 @@ class Implementation:
 
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
     """What it can compute in."""
+
+    reads: tuple[torch.dtype, ...] = ()
+    """Dtypes of inputs that it takes as they are; all others are converted to what it computes in."""
 
     installed: Callable[[], bool] = _always
     """Whether this installation has what it needs."""
@@ -177,5 +181,5 @@ def call(
         run: Callable[..., tuple[Tensor, Tensor]] = row.run
         if torch.compiler.is_compiling() and not row.traced:
             run = cast("Any", torch.compiler.disable(run))
-        y, after = run(*(x.to(dtype) for x in inputs), before, starts)
+        y, after = run(*(x if x.dtype in row.reads else x.to(dtype) for x in inputs), before, starts)
     return y.to(v.dtype), after
