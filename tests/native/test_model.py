@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rookery import native
-from rookery.checkpoints import Checkpoint
+from rookery.checkpoints import Checkpoint, Quantized
 from rookery.config import VERSIONS, ModelConfig, sized
 from rookery.models import from_checkpoint, to_tensors
 from rookery.native import _engine
@@ -52,21 +52,13 @@ def config_of(version: str) -> ModelConfig:
 
 
 def blocks(x: np.ndarray, kind: str) -> np.ndarray:
-    """[rows, columns], rounded to GGML's blocks of 32 columns."""
+    """[rows, columns], rounded to blocks of 32 columns."""
     rows, columns = x.shape
     padded = np.zeros((rows, -(-columns // 32) * 32), np.float32)
     padded[:, :columns] = x
-    parts = padded.reshape(rows, -1, 32)
-    largest = np.take_along_axis(parts, np.abs(parts).argmax(-1)[..., None], -1)
-    scale = np.abs(largest) / 127 if kind == "q8" else largest / -8
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    scaled = parts * inverse
-    whole = (
-        np.trunc(scaled + np.copysign(0.5, scaled))
-        if kind == "q8"
-        else np.minimum(np.floor(scaled + 8.5), 15) - 8
-    )
-    return (whole * scale.astype(np.float16).astype(np.float32)).reshape(rows, -1)[:, :columns]
+    data, width = padded.reshape(-1).view(np.uint8), padded.shape[1]
+    packed, _, _ = _engine.quantize(data, source="float32", rows=rows, columns=width, type=f"{kind}_0")
+    return Quantized(f"{kind}_0", padded.shape, packed.reshape(rows, -1)).dequantize()[:, :columns]
 
 
 def is_low_rank(name: str) -> bool:
