@@ -25,6 +25,11 @@ $(VENV)/.native: $(VENV)/.ready CMakeLists.txt $(shell find csrc -type f)
 	$(PIP) --no-build-isolation --no-deps --editable .
 	touch $@
 
+# Built from source, in about five minutes.
+$(VENV)/.peers: $(VENV)/.ready
+	$(PIP) llama-cpp-python
+	touch $@
+
 demo: setup  ## Train a small RWKV-7 on Python's standard library in five minutes, then let it write.
 	$(BIN)/rookery demo
 
@@ -59,7 +64,7 @@ $(BASE)/.ready: $(VENV)/.native pyproject.toml constraints.txt $(shell find src 
 	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	touch $@
 
-test-slow: setup  ## The tests that take long.
+test-slow: setup $(VENV)/.peers  ## The tests that take long, with llama-cpp-python to compare with.
 	$(BIN)/python -m pytest -m slow
 
 format: setup  ## Format the code and mend what the linter can mend.
