@@ -47,9 +47,16 @@ def without_torch(tmp_path) -> dict[str, str]:
 def test_importing_takes_under_a_fifth_of_a_second_and_no_torch():
     code = (
         "import time; start = time.process_time(); import rookery; seconds = time.process_time() - start\n"
-        "import sys; assert not {'torch', 'numpy'} & set(sys.modules); print(seconds)"
+        "import sys; assert not {'torch', 'numpy', 'importlib.metadata'} & set(sys.modules); print(seconds)"
     )
     assert min(float(python(code)) for _ in range(3)) < 0.2
+
+
+def test_the_version_is_that_of_the_installation():
+    from importlib.metadata import version
+
+    assert rookery.__version__ == version("rookery")
+    assert python("import rookery; print(rookery.__version__)").strip() == rookery.__version__
 
 
 def test_help_takes_under_three_tenths_of_a_second():

@@ -12,7 +12,6 @@ Importing this package imports neither torch nor the engine; both come with the 
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rookery.config import ModelConfig
@@ -28,6 +27,7 @@ from rookery.errors import (
 )
 
 if TYPE_CHECKING:
+    __version__: str
     from rookery.generate import LanguageModel, SamplingParams, Session, load
     from rookery.state import State
 
@@ -49,11 +49,6 @@ __all__ = [
     "load",
 ]
 
-try:
-    __version__ = version("rookery")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0.0.0"
-
 # Imported at first use: numpy alone would take half of the time that `import rookery` may take.
 _LAZY = {
     "LanguageModel": "rookery.generate",
@@ -65,6 +60,9 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        globals()[name] = _version()
+        return globals()[name]
     if name in _LAZY:
         from importlib import import_module
 
@@ -72,6 +70,16 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _version() -> str:
+    # Imported here: it takes as long as the rest of this package.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rookery")
+    except PackageNotFoundError:  # a source tree that is not installed
+        return "0.0.0"
 
 
 def __dir__() -> list[str]:

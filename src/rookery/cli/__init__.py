@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rookery import __version__
+import rookery
 from rookery.errors import RookeryError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def help_text(*, color: bool = False) -> str:
     """
     bold, dim, cyan, end = ("\033[1m", "\033[2m", "\033[36m", "\033[0m") if color else ("",) * 4
     lines = [
-        f"{bold}rookery{end} {__version__}  RWKV language models: train, generate, chat, convert",
+        f"{bold}rookery{end} {rookery.__version__}  RWKV language models: train, generate, chat, convert",
         "",
         f"{bold}Usage{end}",
         "  rookery VERB [options]      rookery VERB --help      rookery --version",
@@ -130,7 +130,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0 if arguments else _USER_ERROR
     verb, *rest = arguments
     if verb in ("-V", "--version"):
-        print(f"rookery {__version__}")
+        print(f"rookery {rookery.__version__}")
         return 0
     known = [name for verbs in VERBS.values() for name in verbs]
     if verb not in known:
