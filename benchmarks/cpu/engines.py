@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from rookery.native.weights import pack
 
 from rookery import checkpoints, native
 from rookery.checkpoints import dense
 from rookery.native import _engine
+from rookery.native.weights import pack
 from rookery.state import initial_state
 
 __all__ = ["RWKV_INSTALL", "Engine", "Rookery", "RwkvPackage", "bytes_of_a_step", "rwkv_installed"]

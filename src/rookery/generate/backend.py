@@ -172,7 +172,7 @@ _GPUS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 
 
 def _torch_has_cuda() -> bool:
-    """Whether torch can use a GPU; it is asked only where the machine may have one: importing it takes seconds."""
+    """Whether torch can use a GPU; asked only where one may be there, since importing torch takes seconds."""
     row = BACKENDS["torch"]
     if not any(Path(gpu).exists() for gpu in _GPUS) or not _installed(row.requires):
         return False
