@@ -143,7 +143,9 @@ def print_figures(title: str, figures: Sequence[Figure]) -> None:
     table.add_column("holds", no_wrap=True)
     for each in figures:
         table.add_row(*_cells(each))
-    Console().print(table)
+    console = Console()
+    # A file has room for whole lines, and no width.
+    (console if console.is_terminal else Console(width=140)).print(table)
 
 
 def write_figures(path: Path | None, figures: Sequence[Figure], peers: Sequence[str] = ()) -> None:
@@ -158,8 +160,8 @@ def write_figures(path: Path | None, figures: Sequence[Figure], peers: Sequence[
         file.write(json.dumps({"machine": machine(peers), "figures": rows}, indent=1).encode())
 
 
-def write_markdown(path: Path, figures: Sequence[Figure]) -> None:
-    """Put the table of the figures into a page, between its marks ``<!-- table -->``.
+def write_markdown(path: Path, figures: Sequence[Figure], peers: Sequence[str] = ()) -> None:
+    """Put the table of the figures, and the machine, into a page, between its marks ``<!-- table -->``.
 
     Raises:
         ValueError: the page has not two of the marks.
@@ -172,4 +174,13 @@ def write_markdown(path: Path, figures: Sequence[Figure]) -> None:
     rows += [_cells(each) for each in figures]
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     with atomic_write(path) as file:
-        file.write(f"{before}{_MARK}\n{table}{_MARK}{after}".encode())
+        file.write(f"{before}{_MARK}\n{table}\n{_described(peers)}\n{_MARK}{after}".encode())
+
+
+def _described(peers: Sequence[str]) -> str:
+    """The machine and the versions in one line."""
+    facts = machine(peers)
+    versions = facts["versions"]
+    assert isinstance(versions, dict)
+    present = [f"{name} {number}" for name, number in versions.items() if number is not None]
+    return f"{facts['cpu']}, {facts['cores']} cores; {', '.join(present)}; Python {facts['python']}."

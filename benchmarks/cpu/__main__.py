@@ -83,7 +83,7 @@ def main() -> None:
     print_figures(f"The native engine, {_engine.instruction_set()}, {options.threads} threads", figures)
     write_figures(options.json, figures, PEERS)
     if options.markdown is not None:
-        write_markdown(options.markdown, figures)
+        write_markdown(options.markdown, figures, PEERS)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,20 @@ import numpy as np
 
 from rookery import checkpoints, native
 from rookery.checkpoints import dense
+from rookery.checkpoints.schema import expected_shapes
 from rookery.native import _engine
 from rookery.native.weights import pack
 from rookery.state import initial_state
 
-__all__ = ["RWKV_INSTALL", "Engine", "Rookery", "RwkvPackage", "bytes_of_a_step", "rwkv_installed"]
+__all__ = [
+    "RWKV_INSTALL",
+    "Engine",
+    "Rookery",
+    "RwkvPackage",
+    "bytes_of_a_step",
+    "operations_of_a_prompt",
+    "rwkv_installed",
+]
 
 RWKV_INSTALL = "pip install rwkv==0.8.32"
 
@@ -100,6 +109,20 @@ class RwkvPackage:
     def forget(self) -> None:
         """The stream starts anew."""
         self._state = None
+
+
+def operations_of_a_prompt(path: Path, tokens: int) -> int:
+    """Products and sums of a prompt's matrix products; the head has one token to do."""
+    shapes = expected_shapes(checkpoints.load(path).config)
+    matrices = {
+        name: shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name != "emb.weight" and not name.endswith("r_k")
+    }
+    return 2 * sum(
+        rows * columns * (1 if name == "head.weight" else tokens)
+        for name, (rows, columns) in matrices.items()
+    )
 
 
 def bytes_of_a_step(path: Path, tokens: Sequence[int], *, threads: int, dtype: str | None = None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cpu import llama
-from benchmarks.cpu.engines import Engine, Rookery, RwkvPackage, bytes_of_a_step, rwkv_installed
+from benchmarks.cpu.engines import (
+    Engine,
+    Rookery,
+    RwkvPackage,
+    bytes_of_a_step,
+    operations_of_a_prompt,
+    rwkv_installed,
+)
 from benchmarks.cpu.process import command_seconds, resident_bytes
 from benchmarks.report import Figure, interleaved, quotient
 from rookery.native import _engine
@@ -65,15 +73,14 @@ def token_ids(count: int, seed: int = 0) -> list[int]:
 def limits(setting: Setting) -> list[Figure]:
     """What the machine reads and multiplies at most."""
     probe = _engine.ReadProbe(setting.probe_bytes, threads=setting.threads)
-    sides = {
-        "read bandwidth": lambda: probe.bandwidth(repetitions=3) / 1e9,
-        "int8 peak": lambda: _engine.int8_peak(threads=setting.threads, repetitions=5) / 1e9,
-        "bf16 peak": lambda: _engine.bf16_peak(threads=setting.threads, repetitions=5) / 1e9,
-        "fp32 peak": lambda: _engine.fp32_peak(threads=setting.threads, repetitions=5) / 1e9,
-    }
+    sides = {"read bandwidth": functools.partial(probe.bandwidth, repetitions=3)}
+    for name, peak in _PEAKS.items():
+        sides[name] = functools.partial(peak, threads=setting.threads, repetitions=5)
     measured = interleaved(sides, rounds=setting.rounds)
     return [
-        Figure(f"{name} of {setting.threads} threads", max(values), "GB/s" if "read" in name else "Gop/s")
+        Figure(
+            f"{name} of {setting.threads} threads", max(values) / 1e9, "Gop/s" if name in _PEAKS else "GB/s"
+        )
         for name, values in measured.items()
     ]
 
@@ -108,8 +115,14 @@ def prefill(setting: Setting) -> list[Figure]:
     name = f"prefill, {len(prompt)} tokens"
     with _engines(setting, ours=("q8", "q4", "bf16"), theirs=("f16", "bf16", "q8", "q4")) as engines:
         sides = {side: _reading(engine, prompt) for side, engine in engines.items()}
+        for limit, peak in _PEAKS.items():
+            sides[limit] = functools.partial(peak, threads=setting.threads, repetitions=5)
         seconds = interleaved(sides, rounds=max(1, setting.rounds // 2), pause=PAUSE)
     figures = []
+    operations = operations_of_a_prompt(setting.files["pth"], len(prompt))
+    for kind, limit in (("q8", "int8 peak"), ("q4", "int8 peak"), ("bf16", "bf16 peak")):
+        share = quotient([operations / each for each in seconds[limit]], seconds[f"rookery {kind}"])
+        figures.append(Figure(f"{name}, {kind}: operations / {limit}", share, "ratio"))
     peers = [side for side in seconds if side.startswith("llama.cpp")]
     if peers:
         fastest = min(peers, key=lambda side: statistics.median(seconds[side]))
@@ -178,6 +191,8 @@ def training(setting: Setting) -> list[Figure]:
     return measure_against_gpt(256, 6, {1024: 1.0, 4096: 1.5}, 4096, repeats=max(1, setting.rounds // 2))
 
 
+_PEAKS = {"int8 peak": _engine.int8_peak, "bf16 peak": _engine.bf16_peak, "fp32 peak": _engine.fp32_peak}
+
 _LLAMA = {
     "q8": "llama.cpp Q8_0",
     "q4": "llama.cpp Q4_0",
@@ -243,7 +258,7 @@ def _rates(name: str, seconds: Mapping[str, list[float]], tokens: int) -> list[F
     return [
         Figure(f"{name}, {side}", tokens / statistics.median(each), "tok/s")
         for side, each in seconds.items()
-        if side != "bandwidth"
+        if side != "bandwidth" and side not in _PEAKS
     ]
 
 

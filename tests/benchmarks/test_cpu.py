@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.cpu import __main__ as command
 from benchmarks.cpu import llama, measure
-from benchmarks.cpu.engines import Rookery, bytes_of_a_step
+from benchmarks.cpu.engines import Rookery, bytes_of_a_step, operations_of_a_prompt
 from benchmarks.cpu.weights import FULL, TINY, files
 from rookery import checkpoints
 from rookery.checkpoints import cast
@@ -94,6 +94,13 @@ def test_bytes_of_a_step_leave_out_the_columns_of_zeros(tiny_files):
     wanted = weights + 2 * TINY.width - 2 * TINY.width * zeros / len(tokens)
     assert bytes_of_a_step(path, tokens, threads=1) == pytest.approx(wanted, rel=0.02)
     assert bytes_of_a_step(tiny_files["q8"], tokens, threads=1) < 0.6 * wanted
+
+
+def test_operations_of_a_prompt(tiny_files):
+    """Two for each weight of a matrix and each token."""
+    D, F, R, N, L = TINY.width, TINY.ffn_width, 32, TINY.vocab_size, TINY.num_layers
+    layers = L * (4 * D * D + 2 * D * F + 4 * 2 * D * R) - 2 * D * R  # no value residual in layer 0
+    assert operations_of_a_prompt(tiny_files["pth"], 7) == 2 * (7 * layers + N * D)
 
 
 def np_tokens(tokens: list[int]):
