@@ -1,48 +1,29 @@
 """How long a command takes to answer: from the start of the process to the first byte that it prints.
 
-    python -m benchmarks.cold_start [--types bfloat16 q8 q4] [--rounds N] [--json FILE]
+    python -m benchmarks.cold_start [--types bf16 q8 q4] [--rounds N] [--json FILE]
 
 `rookery --help`, and `rookery generate` on an RWKV-7 of 191 million parameters (L12 D768, vocabulary 65536)
-with random weights, made for the purpose: bfloat16 as safetensors, 8 and 4 bits as GGUF. What is timed is
-Python's start, the imports, loading and packing the weights, encoding the prompt, and one token. The files
-are in the page cache.
+with random weights, made for the purpose, as GGUF. What is timed is Python's start, the imports, loading and
+packing the weights, encoding the prompt, and one token. The files are in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-
+from benchmarks.cpu.weights import FULL, files
 from benchmarks.report import Figure, add_report_arguments, interleaved, print_figures, write_figures
-from rookery import checkpoints
-from rookery.config import sized
 
 HELP_BOUND = 0.3
 FIRST_TOKEN_BOUND = 1.0
-
-
-def write_model(folder: Path) -> Path:
-    """The bfloat16 model: weights as large as a trained model's, so that its logits are."""
-    config = sized("7", vocab_size=65536, width=768, num_layers=12)
-    rng = np.random.default_rng(0)
-    tensors = {
-        name: (rng.standard_normal(shape, dtype=np.float32) * 0.05).astype(ml_dtypes.bfloat16)
-        for name, shape in checkpoints.expected_shapes(config).items()
-    }
-    path = folder / "model.safetensors"
-    checkpoints.save(
-        checkpoints.Checkpoint(config=config, tensors=tensors, tokenizer={"kind": "world"}), path
-    )
-    return path
 
 
 def rookery(*arguments: str) -> list[str]:
@@ -69,45 +50,19 @@ def first_byte(command: list[str]) -> float:
     return seconds
 
 
-def commands(folder: Path, types: list[str]) -> dict[str, list[str]]:
-    """What is timed, by the name of its figure."""
-    model = write_model(folder)
-    files = {"bfloat16": model}
-    for kind in types:
-        if kind not in files:
-            files[kind] = folder / f"{kind}.gguf"
-            subprocess.run(
-                rookery("quantize", str(model), "--type", kind, "-o", str(files[kind])), check=True
-            )
-    result = {"rookery --help": rookery("--help")}
-    for kind in types:
+def measure(models: Mapping[str, Path], *, rounds: int) -> list[Figure]:
+    """Median seconds to the first byte of `--help` and of `generate` with each model, by type."""
+    commands = {"rookery --help": rookery("--help")}
+    for kind, path in models.items():
         # One token of a random model may be a part of a character, which is not printed by itself.
         options = ["The quick brown fox", "--seed", "1", "--max-tokens", "4"]
-        result[f"first token, {kind}"] = rookery("generate", str(files[kind]), *options)
-    return result
-
-
-def timed(command: list[str]) -> Callable[[], float]:
-    """A side of ``interleaved``."""
-    return lambda: first_byte(command)
-
-
-def main() -> None:
-    """Time the commands in turn and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--types", nargs="+", choices=["bfloat16", "q8", "q4"], default=["bfloat16", "q8", "q4"]
-    )
-    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each command; default: 7")
-    add_report_arguments(parser)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {name: timed(each) for name, each in commands(Path(folder), args.types).items()}
-        # The first round reads the files into the page cache.
-        seconds = interleaved(sides, rounds=args.rounds, warm_up=1)
-    figures = [
+        commands[f"first token, {kind}"] = rookery("generate", str(path), *options)
+    sides = {name: functools.partial(first_byte, command) for name, command in commands.items()}
+    # The first round reads the files into the page cache.
+    seconds = interleaved(sides, rounds=rounds, warm_up=1)
+    return [
         Figure(
-            name,
+            f"cold start, {name}",
             statistics.median(each),
             "s",
             HELP_BOUND if "help" in name else FIRST_TOKEN_BOUND,
@@ -115,6 +70,19 @@ def main() -> None:
         )
         for name, each in seconds.items()
     ]
+
+
+def main() -> None:
+    """Time the commands in turn and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    kinds = ["bf16", "q8", "q4"]
+    parser.add_argument("--types", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="of each command; default: 7")
+    add_report_arguments(parser)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        models = files(Path(folder), FULL, print, args.types)
+        figures = measure(models, rounds=args.rounds)
     print_figures("From the command to its first byte, medians", figures)
     write_figures(args.json, figures)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import cold_start
 from benchmarks.cpu import llama
 from benchmarks.cpu.engines import (
     Engine,
@@ -21,7 +22,7 @@ from benchmarks.cpu.engines import (
     operations_of_a_prompt,
     rwkv_installed,
 )
-from benchmarks.cpu.process import command_seconds, resident_bytes
+from benchmarks.cpu.process import resident_bytes
 from benchmarks.report import Figure, interleaved, quotient
 from rookery.native import _engine
 
@@ -164,19 +165,14 @@ def against_rwkv_package(setting: Setting) -> list[Figure]:
 
 def process(setting: Setting) -> list[Figure]:
     """Memory of a fresh process above its weight file, and what a person waits for."""
-    figures, repeats = [], 1 if setting.tiny else 5
+    figures = []
     for kind in ("q8", "bf16"):
         path = setting.files[kind]
         above = resident_bytes(path, threads=setting.threads) - path.stat().st_size
         name = f"resident memory above the weight file, {kind}"
         figures.append(Figure(name, above / 1e6, "MB", bound=64, at_most=True))
-    first = command_seconds(
-        "generate", str(setting.files["q8"]), "Hello", "--max-tokens", "1", repeats=repeats
-    )
-    figures.append(Figure("cold start: `rookery generate` to 1 token, q8", first, "s", bound=1, at_most=True))
-    answer = command_seconds("--help", repeats=repeats)
-    figures.append(Figure("`rookery --help`", answer, "s", bound=0.3, at_most=True))
-    return figures
+    models = {kind: setting.files[kind] for kind in ("q8", "bf16")}
+    return figures + cold_start.measure(models, rounds=1 if setting.tiny else 5)
 
 
 def training(setting: Setting) -> list[Figure]:

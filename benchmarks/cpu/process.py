@@ -1,14 +1,12 @@
-"""What a fresh process takes: memory after it has generated, and the time of commands."""
+"""What a fresh process takes of memory, once it has generated."""
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-__all__ = ["command_seconds", "resident_bytes"]
+__all__ = ["resident_bytes"]
 
 # Imports what generating needs, and nothing that measuring does.
 _GENERATE = """
@@ -35,14 +33,3 @@ def resident_bytes(path: Path, *, threads: int, tokens: int = 32) -> int:
     arguments = [sys.executable, "-c", _GENERATE, str(path), str(threads), str(tokens)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024
-
-
-def command_seconds(*arguments: str, repeats: int = 5) -> float:
-    """Median seconds of ``rookery ARGUMENTS``, from its start to its end, with files in page cache."""
-    seconds = []
-    for count in range(repeats + 1):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "rookery", *arguments], capture_output=True, check=True)
-        if count > 0:
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)

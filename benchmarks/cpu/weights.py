@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -12,8 +12,11 @@ from rookery import checkpoints
 from rookery.checkpoints import Checkpoint
 from rookery.checkpoints.schema import expected_shapes, optional_shapes
 from rookery.config import ModelConfig, sized
+from rookery.native.quantize import quantize
 
 __all__ = ["FULL", "TINY", "files", "random_checkpoint"]
+
+KINDS = ("bf16", "f16", "q8", "q4", "pth")
 
 RANKS = {"decay_rank": 64, "iclr_rank": 64, "value_rank": 32, "gate_rank": 128}
 
@@ -52,28 +55,25 @@ def _values(part: str, name: str, shape: tuple[int, ...], rng: np.random.Generat
 _RANGES = {"w0": (-6.0, 0.0), "a0": (-0.5, 0.5), "v0": (-0.5, 0.5), "k_k": (0.7, 1.0), "r_k": (-0.1, 0.1)}
 
 
-def files(folder: Path, config: ModelConfig, say: Callable[[str], None]) -> dict[str, Path]:
-    """Write the model in every type, unless it is there: type -> file.
+def files(
+    folder: Path, config: ModelConfig, say: Callable[[str], None], kinds: Sequence[str] = KINDS
+) -> dict[str, Path]:
+    """Write the model in some types, unless it is there: type -> file.
 
     ``q8`` and ``q4`` are what `rookery quantize` writes; each is the one file that both sides read.
     """
-    made: dict[str, Callable[[Checkpoint], Checkpoint]] = {
-        "bf16": lambda checkpoint: checkpoint,
-        "f16": lambda checkpoint: checkpoints.cast(checkpoint, "float16"),
-        "q8": lambda checkpoint: _quantized(checkpoint, "q8"),
-        "q4": lambda checkpoint: _quantized(checkpoint, "q4"),
-    }
-    paths = {kind: folder / f"random.{kind}.gguf" for kind in made} | {"pth": folder / "random.pth"}
+    stem = f"random-L{config.num_layers}-D{config.width}"
+    paths = {kind: folder / (f"{stem}.pth" if kind == "pth" else f"{stem}.{kind}.gguf") for kind in kinds}
     if all(path.exists() for path in paths.values()):
         return paths
     checkpoint = random_checkpoint(config)
     for kind, path in paths.items():
         say(f"writing {path.name}")
-        checkpoints.save(made[kind](checkpoint) if kind in made else checkpoint, path)
+        checkpoints.save(_as(kind, checkpoint), path)
     return paths
 
 
-def _quantized(checkpoint: Checkpoint, kind: str) -> Checkpoint:
-    from rookery.native.quantize import quantize
-
-    return quantize(checkpoint, kind)
+def _as(kind: str, checkpoint: Checkpoint) -> Checkpoint:
+    if kind == "f16":
+        return checkpoints.cast(checkpoint, "float16")
+    return quantize(checkpoint, kind) if kind in ("q8", "q4") else checkpoint

@@ -55,7 +55,8 @@ def test_a_process_is_measured(setting):
     memory = by_name["resident memory above the weight file, q8"]
     assert 10 < memory.value < 1000
     assert (memory.bound, memory.at_most) == (64, True)
-    assert 0 < by_name["`rookery --help`"].value < 60
+    assert 0 < by_name["cold start, rookery --help"].value < 60
+    assert 0 < by_name["cold start, first token, q8"].value < 60
 
 
 @pytest.mark.skipif(not llama.installed(), reason=llama.INSTALL)
