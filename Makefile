@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sets test-base test-slow format docs clean
+.PHONY: help setup demo test test-sets test-base sanitize test-slow format docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ test: setup  ## The gate: format, lint, types, floors, tests.
 	$(BIN)/python -m pytest -m "not slow"
 
 # Tests of what the extension computes; those that run under every set by themselves have its name in theirs.
-NATIVE_TESTS := tests/native tests/generate/test_native_sampling.py
+NATIVE_TESTS := tests/native tests/generate/test_native_sampling.py tests/ops/test_native.py
 FORCES_NONE := not portable and not avx and not neon
 
 test-sets: setup  ## The tests of the native engine under every other instruction set of this machine.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,14 @@ import pytest
 # A shell ignores Ctrl-C for what it runs in the background, and processes inherit that; tests send it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Another build of the extension, such as one with sanitizers, in place of the installed one.
+if engine := os.environ.get("ROOKERY_ENGINE"):
+    spec = importlib.util.spec_from_file_location("rookery.native._engine", engine)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

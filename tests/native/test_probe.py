@@ -28,9 +28,9 @@ def test_rates_are_those_of_a_computer(instructions: str):
     before = _engine.instruction_set()
     _engine.force_instruction_set(instructions)
     try:
-        assert 1e8 < _engine.ReadProbe(8 << 20, threads=2).bandwidth(repetitions=2) < 1e13
+        assert 1e6 < _engine.ReadProbe(8 << 20, threads=2).bandwidth(repetitions=2) < 1e13
         for peak in PEAKS:
-            assert 1e8 < peak(threads=1, repetitions=2) < 1e13
+            assert 1e6 < peak(threads=1, repetitions=2) < 1e13
     finally:
         _engine.force_instruction_set(before)
 
