@@ -40,7 +40,10 @@ def run(parts: Sequence[str], setting: measure.Setting) -> list[Figure]:
     figures: list[Figure] = []
     for part in parts:
         setting.say(f"measuring: {part}")
-        figures += PARTS[part](setting)
+        measured = PARTS[part](setting)
+        for figure in measured:
+            setting.say(f"  {figure.figure}: {figure.value:.4g} {figure.unit}")
+        figures += measured
     return sorted(figures, key=lambda each: each.bound is None)
 
 

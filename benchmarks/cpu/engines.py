@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import time
 import warnings
@@ -87,7 +89,8 @@ class RwkvPackage:
         import torch
 
         torch.set_num_threads(threads)
-        with warnings.catch_warnings():
+        # It says hello on standard output.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             from rwkv.model import RWKV
 
