@@ -19,7 +19,8 @@ Arena::~Arena() {
 }
 
 uint8_t* Arena::take(int64_t bytes) {
-  bytes = (bytes + 63) / 64 * 64;
+  // A multiple of what the columns of a slab take, so that none of them begins in the middle of a pair of cache lines.
+  bytes = (bytes + 255) / 256 * 256;
   if (regions_.empty() || used_ + bytes > regions_.back().bytes) {
     int64_t size = (std::max(bytes, kRegion) + kLargePage - 1) / kLargePage * kLargePage;
     void* start = mmap(nullptr, static_cast<size_t>(size), PROT_READ | PROT_WRITE,

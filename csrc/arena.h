@@ -17,7 +17,7 @@ class Arena {
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // 64-byte aligned, zero, alive as long as the arena. Throws std::bad_alloc.
+  // 256-byte aligned, zero, alive as long as the arena. Throws std::bad_alloc.
   uint8_t* take(int64_t bytes);
   int64_t bytes_taken() const { return taken_; }
 

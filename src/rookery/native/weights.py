@@ -70,13 +70,12 @@ class _Matrix:
     transposed: bool = False
     """Whether official files have it as [inputs, outputs]."""
 
-    layout: str = "panels"
-    """``columns`` where inputs are mostly zero."""
+    sparse: bool = False
+    """Whether inputs are mostly zero, so that columns may be skipped."""
 
 
 def _matrices(*names: str) -> list[_Matrix]:
-    layouts = {"ffn.value": "columns"}
-    return [_Matrix(name=name, tensor=f"{name}.weight", layout=layouts.get(name, "panels")) for name in names]
+    return [_Matrix(name=name, tensor=f"{name}.weight", sparse=name == "ffn.value") for name in names]
 
 
 def _low_rank(*names: str) -> list[_Matrix]:
@@ -294,6 +293,9 @@ def _part(tensor: Weight, row: _Matrix, config: ModelConfig) -> Weight:
 
 def _packed(arena: _engine.Arena, tensor: Weight, row: _Matrix, kind: str, threads: int) -> _engine.Matrix:
     source, data = _source(tensor)
+    # Picking columns out gains less than reading from front to back where they have 4 bits: with 85 % zeros the
+    # two take the same time, and with fewer the panels win.
+    layout = "columns" if row.sparse and kind != "q4" else "panels"
     rows, columns = tensor.shape[::-1] if row.transposed else tensor.shape
     return _engine.Matrix(
         arena,
@@ -302,7 +304,7 @@ def _packed(arena: _engine.Arena, tensor: Weight, row: _Matrix, kind: str, threa
         rows=rows,
         columns=columns,
         type=kind,
-        layout=row.layout,
+        layout=layout,
         # Blocks are of the transpose already.
         transposed=row.transposed and not isinstance(tensor, Quantized),
         threads=threads,
