@@ -67,8 +67,8 @@ def assemble(
     )
 
 
-def checked_tensors(checkpoint: Checkpoint, path: str | Path) -> dict[str, Weight]:
-    """The tensors of a checkpoint that is to be written, after a check that they are those of its config.
+def checked_tensors(checkpoint: Checkpoint, path: str | Path | None) -> dict[str, Weight]:
+    """The tensors of a checkpoint that is to be written or run, checked to be those of its config.
 
     Raises:
         CheckpointError: they are not.
@@ -92,7 +92,8 @@ def check_finite(checkpoint: Checkpoint) -> None:
         CheckpointError: names the first tensor with such a weight, how many it has, and where the first is.
     """
     for name, tensor in checkpoint.tensors.items():
-        finite = np.isfinite(dense(tensor))
+        with np.errstate(invalid="ignore"):  # of signalling NaN
+            finite = np.isfinite(dense(tensor))
         if not finite.all():
             where = tuple(int(i) for i in np.argwhere(~finite)[0])
             raise CheckpointError(

@@ -219,7 +219,7 @@ def _narrowed(tensors: dict[str, Weight], matrices: set[str]) -> dict[str, Weigh
     narrow: dict[str, Weight] = {}
     for name in tensors.keys() - matrices:
         vector = dense(tensors[name])
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             narrow[name] = rounded = vector.astype(dtype)
         if not np.array_equal(rounded.astype(np.float32), vector.astype(np.float32)):
             return tensors

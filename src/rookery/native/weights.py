@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from rookery.checkpoints import Checkpoint, Quantized, Weight, dense, dtype_name
+from rookery.checkpoints.checkpoint import checked_tensors
 from rookery.config import ModelConfig
 from rookery.errors import CheckpointError
 from rookery.native import _engine
@@ -189,17 +190,16 @@ def pack(checkpoint: Checkpoint, *, dtype: str | None, threads: int) -> EngineWe
             the file has, with float16 as bfloat16, and "q8" for the low-rank matrices of a quantized file.
 
     Raises:
-        CheckpointError: a tensor is missing, or the file was cut off since it was opened.
+        CheckpointError: the tensors are not those of the configuration, or the file was cut off since it was
+            opened.
     """
-    config, tensors = checkpoint.config, checkpoint.tensors
+    config, tensors = checkpoint.config, checked_tensors(checkpoint, checkpoint.path)
     quantized = any(isinstance(tensor, Quantized) for tensor in tensors.values())
     arena = _engine.Arena()
     matrices: dict[str, _engine.Matrix] = {}
     vectors: dict[str, np.ndarray] = {}
 
     def take(name: str) -> Weight:
-        if name not in tensors:
-            raise CheckpointError(checkpoint.path, f"is missing; RWKV-{config.version} has it", tensor=name)
         check_whole(tensors[name], checkpoint.path)
         return tensors[name]
 
@@ -212,7 +212,9 @@ def pack(checkpoint: Checkpoint, *, dtype: str | None, threads: int) -> EngineWe
 
     def add_vector(name: str, tensor: str, function: Function) -> None:
         value = dense(take(tensor)).astype(np.float32).reshape(-1)
-        vectors[name] = np.ascontiguousarray(function(value, config), np.float32)
+        # Weights of a broken file may be beyond the functions: the model's logits then say so.
+        with np.errstate(over="ignore", invalid="ignore"):
+            vectors[name] = np.ascontiguousarray(function(value, config), np.float32)
 
     for layer in range(config.num_layers):
         prefix = f"blocks.{layer}."
@@ -292,6 +294,9 @@ def _part(tensor: Weight, row: _Matrix, config: ModelConfig) -> Weight:
 
 
 def _packed(arena: _engine.Arena, tensor: Weight, row: _Matrix, kind: str, threads: int) -> _engine.Matrix:
+    if isinstance(tensor, Quantized) and tensor.transposed != row.transposed:
+        # Blocks along the outputs: no kernel multiplies those.
+        tensor = dense(tensor)
     source, data = _source(tensor)
     # Picking columns out gains less than reading from front to back where they have 4 bits: with 85 % zeros the
     # two take the same time, and with fewer the panels win.
