@@ -2,6 +2,7 @@
 #pragma once
 
 #include "matrix.h"
+#include "mixing.h"
 #include "probe.h"
 #include "sampling.h"
 #include "step_kernels.h"
@@ -17,6 +18,7 @@ struct Kernels {
   StepKernels step;
   QuantizeKernels quantize;
   TrainingKernels training;
+  MixingKernels mixing;
 };
 
 // Of the instruction set in force (instruction_set.h).

@@ -14,6 +14,9 @@
 
 #include <cstdint>
 
+// For what the kernels call: of a function that is not inlined, the linker would keep the copy of one instruction set.
+#define ROOKERY_ALWAYS_INLINE __attribute__((always_inline))
+
 namespace rookery {
 
 constexpr int64_t kChunkTokens = 16;
@@ -26,13 +29,13 @@ struct Sequence {
   int64_t batch = 0, token = 0, head = 0;
   Number number = Number::fp32;
 
-  int64_t at(int64_t b, int64_t t, int64_t h) const { return b * batch + t * token + h * head; }
+  ROOKERY_ALWAYS_INLINE int64_t at(int64_t b, int64_t t, int64_t h) const { return b * batch + t * token + h * head; }
 };
 
 struct Sizes {
   int64_t batch, tokens, heads, keys, values;
 
-  int64_t chunks() const { return (tokens + kChunkTokens - 1) / kChunkTokens; }
+  ROOKERY_ALWAYS_INLINE int64_t chunks() const { return (tokens + kChunkTokens - 1) / kChunkTokens; }
 };
 
 // RWKV-6 and RWKV-7 (RWKV-5 is RWKV-6 with a token stride of 0 in log_w).
@@ -72,7 +75,7 @@ struct ChannelsInput {
   const float* state = nullptr;  // [B, 3, A]
   const uint8_t* starts = nullptr;
 
-  int64_t chunks() const { return (tokens + kChunkTokens - 1) / kChunkTokens; }
+  ROOKERY_ALWAYS_INLINE int64_t chunks() const { return (tokens + kChunkTokens - 1) / kChunkTokens; }
 };
 
 struct ChannelsOutput {

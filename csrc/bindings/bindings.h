@@ -11,5 +11,6 @@ void bind_probe(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);
 void bind_model(nanobind::module_& m);
 void bind_training(nanobind::module_& m);
+void bind_mixing(nanobind::module_& m);
 
 }  // namespace rookery

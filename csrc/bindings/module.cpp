@@ -12,4 +12,5 @@ NB_MODULE(_engine, m) {
   rookery::bind_sampling(m);
   rookery::bind_model(m);
   rookery::bind_training(m);
+  rookery::bind_mixing(m);
 }

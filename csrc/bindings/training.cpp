@@ -1,16 +1,9 @@
 // The training kernels as functions of arrays, which Python makes: inputs, then what is written to. All of a
 // function's arrays are checked here to have the shapes of the first ones.
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 
-#include <initializer_list>
-#include <optional>
-#include <stdexcept>
-#include <string>
-
+#include "bindings/arrays.h"
 #include "bindings/bindings.h"
-#include "team.h"
-#include "training.h"
 
 namespace rookery {
 
@@ -18,63 +11,6 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
-
-using Array = nb::ndarray<nb::device::cpu>;
-using Optional = std::optional<Array>;
-
-int checked_threads(int threads) {
-  if (threads < 1) throw std::invalid_argument("threads must be at least 1, not " + std::to_string(threads));
-  return threads < kMaxThreads ? threads : kMaxThreads;
-}
-
-void check_shape(const char* name, const Array& x, std::initializer_list<int64_t> shape) {
-  bool same = x.ndim() == shape.size();
-  size_t axis = 0;
-  for (int64_t n : shape) same = same && static_cast<int64_t>(x.shape(axis++)) == n;
-  if (!same) throw std::invalid_argument(std::string(name) + " has another shape than the other arrays need");
-}
-
-Number number_of(const char* name, const Array& x) {
-  if (x.dtype() == nb::dtype<float>()) return Number::fp32;
-  if (x.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && x.dtype().bits == 16)
-    return Number::bf16;
-  throw std::invalid_argument(std::string(name) + " must be float32 or bfloat16");
-}
-
-// [B, T, H, channels] or [B, T, channels], channels side by side.
-Sequence sequence(const char* name, const Array& x, std::initializer_list<int64_t> shape) {
-  check_shape(name, x, shape);
-  size_t last = x.ndim() - 1;
-  if (x.shape(last) > 1 && x.stride(last) != 1)
-    throw std::invalid_argument(std::string(name) + "'s channels must lie together");
-  return {.data = x.data(),
-          .batch = x.stride(0),
-          .token = x.stride(1),
-          .head = last == 3 ? x.stride(2) : 0,
-          .number = number_of(name, x)};
-}
-
-bool is_dense(const Array& x) {
-  int64_t expected = 1;
-  for (size_t axis = x.ndim(); axis-- > 0;) {
-    if (x.shape(axis) != 1 && x.stride(axis) != expected) return false;
-    expected *= static_cast<int64_t>(x.shape(axis));
-  }
-  return true;
-}
-
-template <class T>
-T* dense(const char* name, const Array& x, std::initializer_list<int64_t> shape) {
-  check_shape(name, x, shape);
-  if (x.dtype() != nb::dtype<T>() || !is_dense(x))
-    throw std::invalid_argument(std::string(name) + " must be contiguous, of " +
-                                (sizeof(T) == 4 ? "float32" : "uint8"));
-  return static_cast<T*>(x.data());
-}
-template <class T>
-T* dense(const char* name, const Optional& x, std::initializer_list<int64_t> shape) {
-  return x ? dense<T>(name, *x, shape) : nullptr;
-}
 
 Sizes sizes_of(const Array& r, const Array& v) {
   if (r.ndim() != 4 || v.ndim() != 4) throw std::invalid_argument("r and v need four axes");
@@ -102,7 +38,7 @@ void wkv6_forward(Array r, Array log_w, Array k, Array v, Array u, Array state, 
   x.state = dense<float>("state", state, {B, H, K, V});
   HeadsKept kept{.states = dense<float>("states", states, {B, H, x.size.chunks(), K, V})};
   HeadsOutput out{.y = sequence("y", y, {B, T, H, V}), .state = dense<float>("after", after, {B, H, K, V})};
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   heads_forward(Heads::rwkv6, x, kept, out, threads);
 }
@@ -122,7 +58,7 @@ void wkv6_backward(Array r, Array log_w, Array k, Array v, Array u, Optional sta
   grad.dv = sequence("dv", dv, {B, T, H, V});
   grad.du = dense<float>("du", du, {B, H, K});
   grad.dstate = dense<float>("dstate", dstate, {B, H, K, V});
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   heads_backward(Heads::rwkv6, x, kept, grad, threads);
 }
@@ -137,7 +73,7 @@ void wkv7_forward(Array r, Array log_w, Array k, Array v, Array a, Array b, Arra
   HeadsKept kept{.states = dense<float>("states", states, {B, H, x.size.chunks(), K, V}),
                  .found = dense<float>("found", found, {B, H, T, V})};
   HeadsOutput out{.y = sequence("y", y, {B, T, H, V}), .state = dense<float>("after", after, {B, H, K, V})};
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   heads_forward(Heads::rwkv7, x, kept, out, threads);
 }
@@ -161,7 +97,7 @@ void wkv7_backward(Array r, Array log_w, Array k, Array v, Array a, Array b, Opt
   grad.da = sequence("da", da, {B, T, H, K});
   grad.db = sequence("db", db, {B, T, H, K});
   grad.dstate = dense<float>("dstate", dstate, {B, H, K, V});
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   heads_backward(Heads::rwkv7, x, kept, grad, threads);
 }
@@ -188,7 +124,7 @@ void wkv4_forward(Array log_w, Array u, Array k, Array v, Array state, Optional 
   ChannelsOutput out{.y = sequence("y", y, {x.batch, x.tokens, x.channels}),
                      .state = dense<float>("after", after, {x.batch, 3, x.channels}),
                      .kept = dense<float>("states", states, {x.batch, x.chunks(), 4, x.channels})};
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   channels_forward(x, out, threads);
 }
@@ -206,7 +142,7 @@ void wkv4_backward(Array log_w, Array u, Array k, Array v, Optional starts, Arra
   grad.dk = sequence("dk", dk, {B, T, A});
   grad.dv = sequence("dv", dv, {B, T, A});
   grad.dstate = dense<float>("dstate", dstate, {B, 3, A});
-  threads = checked_threads(threads);
+  threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   channels_backward(x, grad, threads);
 }

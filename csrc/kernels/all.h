@@ -11,6 +11,7 @@
 #include "kernels/inference.h"
 #include "kernels/quantize.h"
 #include "kernels/training.h"
+#include "kernels/mixing.h"
 
 namespace rookery::ROOKERY_LANES {
 
@@ -22,6 +23,7 @@ const Kernels kernels = {
     .step = step_kernels(),
     .quantize = quantize_kernels(),
     .training = training_kernels(),
+    .mixing = mixing_kernels(),
 };
 
 }  // namespace rookery::ROOKERY_LANES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rookery.config import ModelConfig
 from rookery.models.initial import Depth, orthogonal, ramp
 from rookery.models.parts import vector
-from rookery.models.token_shift import interpolate, previous
+from rookery.ops.fused import squared_relu, token_shift
 
 __all__ = ["ChannelMixing", "ChannelMixing4", "ChannelMixing5", "ChannelMixing6", "ChannelMixing7"]
 
@@ -43,11 +43,11 @@ class ChannelMixing(nn.Module, ABC):
         Returns:
             The output [B, T, D], and the last input [B, D].
         """
-        return self.mix(x, previous(x, shift, starts)), x[:, -1]
+        return self.mix(x, shift, starts), x[:, -1]
 
     @abstractmethod
-    def mix(self, x: Tensor, before: Tensor) -> Tensor:
-        """The output [B, T, D] from the input and the input one position before."""
+    def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
+        """The output [B, T, D] of ``forward``."""
 
     @abstractmethod
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -55,7 +55,7 @@ class ChannelMixing(nn.Module, ABC):
 
     def expand(self, x_k: Tensor) -> Tensor:
         """``W_v relu(W_k x_k)^2``."""
-        return self.value(torch.relu(self.key(x_k)).square())
+        return self.value(squared_relu(self.key(x_k)))
 
 
 class ChannelMixing4(ChannelMixing):
@@ -67,9 +67,10 @@ class ChannelMixing4(ChannelMixing):
         self.time_mix_r = vector(config.width)
         self.receptance = nn.Linear(config.width, config.width, bias=False)
 
-    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+    def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
         """Gated squared ReLU of the shifted input."""
-        x_k, x_r = interpolate(before, x, (self.time_mix_k, self.time_mix_r))
+        weights = (self.time_mix_k, self.time_mix_r)
+        x_k, x_r = token_shift(x, shift, weights, starts=starts, to_present=True)
         return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -102,9 +103,9 @@ class ChannelMixing6(ChannelMixing):
         self.time_maa_r = vector(config.width)
         self.receptance = nn.Linear(config.width, config.width, bias=False)
 
-    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+    def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
         """Gated squared ReLU of the shifted input."""
-        x_k, x_r = interpolate(x, before, (self.time_maa_k, self.time_maa_r))
+        x_k, x_r = token_shift(x, shift, (self.time_maa_k, self.time_maa_r), starts=starts)
         return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -126,9 +127,9 @@ class ChannelMixing7(ChannelMixing):
         super().__init__(config, layer)
         self.x_k = vector(config.width)
 
-    def mix(self, x: Tensor, before: Tensor) -> Tensor:
+    def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
         """Squared ReLU of the shifted input."""
-        (x_k,) = interpolate(x, before, (self.x_k,))
+        (x_k,) = token_shift(x, shift, (self.x_k,), starts=starts)
         return self.expand(x_k)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, zigzag
 from rookery.models.parts import full_precision, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.models.token_shift import interpolate, previous
 from rookery.ops import wkv4
+from rookery.ops.fused import token_shift
 
 __all__ = ["TimeMixing4"]
 
@@ -53,9 +53,8 @@ class TimeMixing4(TimeMixing):
     ) -> tuple[Tensor, TimeMixingState, Tensor | None]:
         """See ``TimeMixing.forward``."""
         shift, wkv = state if state is not None else (None, None)
-        x_k, x_v, x_r = interpolate(
-            previous(x, shift, starts), x, (self.time_mix_k, self.time_mix_v, self.time_mix_r)
-        )
+        weights = (self.time_mix_k, self.time_mix_v, self.time_mix_r)
+        x_k, x_v, x_r = token_shift(x, shift, weights, starts=starts, to_present=True)
         log_w = -torch.exp(full_precision(self.time_decay))
         y, wkv = wkv4(
             log_w,

@@ -23,8 +23,8 @@ from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, zigzag
 from rookery.models.parts import HEAD_NORM_EPSILON, HeadNorm, full_precision, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.models.token_shift import interpolate, previous
 from rookery.ops import wkv5
+from rookery.ops.fused import token_shift
 
 __all__ = ["TimeMixing50", "TimeMixing51", "TimeMixing52"]
 
@@ -57,8 +57,7 @@ class _TimeMixing5(TimeMixing):
     ) -> tuple[Tensor, TimeMixingState, Tensor | None]:
         """See ``TimeMixing.forward``."""
         shift, wkv = state if state is not None else (None, None)
-        before = previous(x, shift, starts)
-        x_k, x_v, x_r = interpolate(before, x, (self.time_mix_k, self.time_mix_v, self.time_mix_r))
+        x_k, x_v, x_r, *x_gate = token_shift(x, shift, self.shift_weights(), starts=starts, to_present=True)
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_size)
         y, wkv = wkv5(
             self.receptance(x_r).view(heads),
@@ -70,7 +69,7 @@ class _TimeMixing5(TimeMixing):
             starts=starts,
             implementation=implementation,
         )
-        y = self.gated(self.ln_x(y), x, before)
+        y = self.gated(self.ln_x(y), *x_gate)
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
     @abstractmethod
@@ -81,8 +80,12 @@ class _TimeMixing5(TimeMixing):
     def bonus(self) -> Tensor:
         """[H, K]: the weight of the present token, in full precision."""
 
-    def gated(self, y: Tensor, x: Tensor, before: Tensor) -> Tensor:
-        """The output [B, T, A] after the gate; without one, as it is."""
+    def shift_weights(self) -> list[Tensor]:
+        """The weights of the token shifts of key, value, receptance, and where there is one the gate."""
+        return [self.time_mix_k, self.time_mix_v, self.time_mix_r]
+
+    def gated(self, y: Tensor, *x_gate: Tensor) -> Tensor:
+        """The output [B, T, A] after the gate, made of its shifted input; without one, as it is."""
         return y
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -160,8 +163,11 @@ class _Gate(_TimeMixing5):
         self.time_mix_g = vector(config.width)
         self.gate = nn.Linear(config.width, config.attention_width, bias=False)
 
-    def gated(self, y: Tensor, x: Tensor, before: Tensor) -> Tensor:
-        (x_g,) = interpolate(before, x, (self.time_mix_g,))
+    def shift_weights(self) -> list[Tensor]:
+        return [*super().shift_weights(), self.time_mix_g]
+
+    def gated(self, y: Tensor, *x_gate: Tensor) -> Tensor:
+        (x_g,) = x_gate
         return y * F.silu(self.gate(x_g))
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:

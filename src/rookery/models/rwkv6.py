@@ -21,8 +21,8 @@ from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, uniform, zigzag
 from rookery.models.parts import HeadNorm, full_precision, low_rank, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.models.token_shift import interpolate, previous
 from rookery.ops import wkv6
+from rookery.ops.fused import token_shift
 
 __all__ = ["TimeMixing6"]
 
@@ -68,7 +68,7 @@ class TimeMixing6(TimeMixing):
     ) -> tuple[Tensor, TimeMixingState, Tensor | None]:
         """See ``TimeMixing.forward``."""
         shift, wkv = state if state is not None else (None, None)
-        x_w, x_k, x_v, x_r, x_g = self.shifted(x, previous(x, shift, starts))
+        x_w, x_k, x_v, x_r, x_g = self.shifted(x, shift, starts)
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_size)
         moved = low_rank(x_w, self.time_decay_w1, self.time_decay_w2, torch.tanh)
         log_w = -torch.exp(full_precision(self.time_decay) + full_precision(moved))
@@ -85,14 +85,14 @@ class TimeMixing6(TimeMixing):
         y = self.ln_x(y) * F.silu(self.gate(x_g))
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
-    def shifted(self, x: Tensor, before: Tensor) -> list[Tensor]:
+    def shifted(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> list[Tensor]:
         """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, D = x.shape
-        (hint,) = interpolate(x, before, (self.time_maa_x,))
+        (hint,) = token_shift(x, shift, (self.time_maa_x,), starts=starts)
         hidden = torch.tanh(hint @ self.time_maa_w1).view(B * T, _MIXED, -1).transpose(0, 1)
         fixed = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
         weights = torch.baddbmm(torch.cat(fixed).view(_MIXED, 1, D), hidden, self.time_maa_w2)
-        return interpolate(x, before, weights.view(_MIXED, B, T, D).unbind())
+        return token_shift(x, shift, weights.view(_MIXED, B, T, D).unbind(), starts=starts)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v5``."""

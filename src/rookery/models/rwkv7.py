@@ -13,26 +13,21 @@ o       = W_o (y * g)                                      with the recurrence o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp
-from rookery.models.parts import HeadNorm, full_precision, low_rank, vector
+from rookery.models.parts import HeadNorm, low_rank, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.models.token_shift import interpolate, previous
 from rookery.ops import wkv7
+from rookery.ops.fused import Mix7, rwkv7_inputs, rwkv7_output, token_shift
 
 __all__ = ["TimeMixing7"]
-
-# No channel forgets faster than exp(-e^(-1/2)) = 0.545 a step: the chunked forms rely on it.
-_FASTEST_LOG_DECAY = -math.exp(-0.5)
 
 
 class TimeMixing7(TimeMixing):
@@ -81,38 +76,32 @@ class TimeMixing7(TimeMixing):
     ) -> tuple[Tensor, TimeMixingState, Tensor | None]:
         """See ``TimeMixing.forward``."""
         shift, wkv = state if state is not None else (None, None)
-        heads = (*x.shape[:2], self.config.num_heads, self.config.head_size)
-        x_r, x_w, x_k, x_v, x_a, x_g = interpolate(
-            x, previous(x, shift, starts), (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        )
+        H = self.config.num_heads
+        weights = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
+        x_r, x_w, x_k, x_v, x_a, x_g = token_shift(x, shift, weights, starts=starts)
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
-        moved = low_rank(x_w, self.w1, self.w2, torch.tanh)
-        log_w = _FASTEST_LOG_DECAY * torch.sigmoid(full_precision(self.w0) + full_precision(moved))
-        a = torch.sigmoid(self.a0 + low_rank(x_a, self.a1, self.a2))
+        w = low_rank(x_w, self.w1, self.w2, torch.tanh)
+        a = low_rank(x_a, self.a1, self.a2)
         g = low_rank(x_g, self.g1, self.g2, torch.sigmoid)
-
-        removed = F.normalize(full_precision(k * self.k_k).view(heads), dim=-1, eps=1e-12)
-        k = k * (1 + (a - 1) * self.k_a)
+        mix = None if v_first is None else Mix7(v_first, low_rank(x_v, self.v1, self.v2), self.v0)
+        inputs = rwkv7_inputs(w, k, v, a, mix, w0=self.w0, a0=self.a0, k_k=self.k_k, k_a=self.k_a, heads=H)
+        k, v = inputs.k, inputs.v
         if v_first is None:
             v_first = v
-        else:
-            share = torch.sigmoid(self.v0 + low_rank(x_v, self.v1, self.v2))
-            v = torch.lerp(v, v_first, share.to(v.dtype))
-
-        r, k, v = r.view(heads), k.view(heads), v.view(heads)
-        y, wkv = wkv7(
+        heads = [each.unflatten(-1, (H, -1)) for each in (r, *inputs)]
+        y, wkv = wkv7(*heads, state=wkv, starts=starts, implementation=implementation)
+        y = rwkv7_output(
+            y.flatten(-2),
             r,
-            log_w.view(heads),
             k,
             v,
-            -removed,
-            removed * a.view(heads),
-            wkv,
-            starts=starts,
-            implementation=implementation,
+            g,
+            r_k=self.r_k,
+            weight=self.ln_x.weight,
+            bias=self.ln_x.bias,
+            heads=H,
+            epsilon=self.ln_x.eps,
         )
-        bonus = (r * k * self.r_k).sum(dim=-1, keepdim=True) * v
-        y = (self.ln_x(y) + bonus.flatten(2)) * g
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:

@@ -143,3 +143,27 @@ def wkv7_forward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDA
 
 def wkv7_backward(r: Annotated[NDArray, dict(device='cpu')], log_w: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], a: Annotated[NDArray, dict(device='cpu')], b: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, states: Annotated[NDArray, dict(device='cpu')], found: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dafter: Annotated[NDArray, dict(device='cpu')] | None, dr: Annotated[NDArray, dict(device='cpu')], dlog_w: Annotated[NDArray, dict(device='cpu')], dk: Annotated[NDArray, dict(device='cpu')], dv: Annotated[NDArray, dict(device='cpu')], da: Annotated[NDArray, dict(device='cpu')], db: Annotated[NDArray, dict(device='cpu')], dstate: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
     """Writes dr and what follows."""
+
+def token_shift_forward(x: Annotated[NDArray, dict(device='cpu')], last: Annotated[NDArray, dict(device='cpu')] | None, starts: Annotated[NDArray, dict(device='cpu')] | None, weights: Sequence[Annotated[NDArray, dict(device='cpu')]], to_present: bool, varying: bool, outputs: Sequence[Annotated[NDArray, dict(device='cpu')]], threads: int) -> None:
+    """Writes the outputs."""
+
+def token_shift_backward(x: Annotated[NDArray, dict(device='cpu')], last: Annotated[NDArray, dict(device='cpu')] | None, starts: Annotated[NDArray, dict(device='cpu')] | None, weights: Sequence[Annotated[NDArray, dict(device='cpu')]], to_present: bool, varying: bool, doutputs: Sequence[Annotated[NDArray, dict(device='cpu')]], dx: Annotated[NDArray, dict(device='cpu')], dlast: Annotated[NDArray, dict(device='cpu')] | None, dweights: Sequence[Annotated[NDArray, dict(device='cpu')]], sums: Annotated[NDArray, dict(device='cpu')] | None, threads: int) -> None:
+    """Writes dx and what follows."""
+
+def rwkv7_inputs_forward(inputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], vectors: Sequence[Annotated[NDArray, dict(device='cpu')]], results: Sequence[Annotated[NDArray, dict(device='cpu')] | None], heads: int, threads: int) -> None:
+    """Writes the results."""
+
+def rwkv7_inputs_backward(inputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], vectors: Sequence[Annotated[NDArray, dict(device='cpu')]], dresults: Sequence[Annotated[NDArray, dict(device='cpu')] | None], dinputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], sums: Annotated[NDArray, dict(device='cpu')], heads: int, threads: int) -> None:
+    """Writes dinputs and sums."""
+
+def rwkv7_output_forward(inputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], vectors: Sequence[Annotated[NDArray, dict(device='cpu')]], result: Annotated[NDArray, dict(device='cpu')], heads: int, epsilon: float, threads: int) -> None:
+    """Writes the result."""
+
+def rwkv7_output_backward(inputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], vectors: Sequence[Annotated[NDArray, dict(device='cpu')]], dresult: Annotated[NDArray, dict(device='cpu')], dinputs: Sequence[Annotated[NDArray, dict(device='cpu')] | None], sums: Annotated[NDArray, dict(device='cpu')], heads: int, epsilon: float, threads: int) -> None:
+    """Writes dinputs and sums."""
+
+def squared_relu_forward(x: Annotated[NDArray, dict(device='cpu')], y: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+    """Writes y."""
+
+def squared_relu_backward(x: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dx: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+    """Writes dx."""

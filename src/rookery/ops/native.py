@@ -21,9 +21,12 @@ __all__ = [
     "chunks",
     "contiguous",
     "kernels",
+    "kernels_serve",
     "native_row",
+    "numbers",
     "rows_together",
     "wants_gradients",
+    "widest",
 ]
 
 kernels: Any = _engine
@@ -41,6 +44,24 @@ def native_row(run: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
 def wants_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd will ask for a backward pass, so that the forward pass has to keep what that needs."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def kernels_serve(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can compute with these: all on a CPU, each float32 or bfloat16."""
+    return all(x is None or (x.device.type == "cpu" and x.dtype in READS) for x in tensors)
+
+
+def widest(*tensors: Tensor) -> torch.dtype:
+    """What torch would compute their product in: float32 where one of them is."""
+    dtype = tensors[0].dtype
+    for x in tensors[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return dtype
+
+
+def numbers(x: Tensor) -> Tensor:
+    """A parameter as the kernels read it: its numbers in one run of float32."""
+    return x.detach().float().contiguous().view(-1)
 
 
 def rows_together(x: Tensor) -> Tensor:

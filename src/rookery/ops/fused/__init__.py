@@ -1,0 +1,15 @@
+"""What a model does between its matrix products and its recurrence, each as one differentiable function.
+
+Each has a formula in plain torch, for every device and dtype, and a ``torch.library`` operator over C++
+(``csrc/mixing.h``), forward and backward, that a CPU uses in float32 and bfloat16: one pass over memory
+instead of one for each sum and product.
+"""
+
+from __future__ import annotations
+
+from rookery.ops.fused.rwkv7_inputs import Inputs7, Mix7, rwkv7_inputs
+from rookery.ops.fused.rwkv7_output import rwkv7_output
+from rookery.ops.fused.squared_relu import squared_relu
+from rookery.ops.fused.token_shift import token_shift
+
+__all__ = ["Inputs7", "Mix7", "rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift"]

@@ -1,0 +1,57 @@
+"""max(x, 0)^2, the activation of channel mixing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rookery.ops.native import contiguous, kernels, kernels_serve
+
+__all__ = ["squared_relu", "squared_relu_formula"]
+
+
+def squared_relu_formula(x: Tensor) -> Tensor:
+    """In plain torch."""
+    return torch.relu(x).square()
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """max(x, 0)^2, of x's shape and dtype."""
+    return _forward(x) if kernels_serve(x) else squared_relu_formula(x)
+
+
+@torch.library.custom_op("rookery::squared_relu", mutates_args=(), device_types="cpu")
+def _forward(x: Tensor) -> Tensor:
+    y = _empty(x)
+    kernels.squared_relu_forward(contiguous(x), y, torch.get_num_threads())
+    return y
+
+
+@_forward.register_fake
+def _empty(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("rookery::squared_relu_backward", mutates_args=(), device_types="cpu")
+def _backward(x: Tensor, dy: Tensor) -> Tensor:
+    dx = _empty_gradient(x, dy)
+    kernels.squared_relu_backward(contiguous(x), contiguous(dy), dx, torch.get_num_threads())
+    return dx
+
+
+@_backward.register_fake
+def _empty_gradient(x: Tensor, dy: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx: Any, dy: Tensor) -> Tensor:
+    return _backward(*ctx.saved_tensors, dy)
+
+
+_forward.register_autograd(_gradient, setup_context=_keep)

@@ -1,0 +1,157 @@
+"""Token shift: every layer mixes its input with the input one position before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rookery.ops.native import bytes_of, kernels, kernels_serve, rows_together
+
+__all__ = ["token_shift", "token_shift_formula"]
+
+
+def token_shift(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    starts: Tensor | None = None,
+    to_present: bool = False,
+) -> list[Tensor]:
+    """Go from the present input to the previous one by a weight: 0 gives the present, 1 the previous.
+
+    Args:
+        x: [B, T, D].
+        last: [B, D], the input before ``x[:, 0]``; None for zeros, at the start of a text.
+        weights: each [1, 1, D], or each [B, T, D].
+        starts: [B, T] bool; the first token of a document has zeros before it.
+        to_present: the other way, as RWKV-4 and 5 do it: 0 gives the previous input, 1 the present.
+
+    Returns:
+        One [B, T, D] for each weight.
+    """
+    if kernels_serve(x, last, *weights):
+        before = None if last is None else last.to(x.dtype)
+        varying = weights[0].shape[:2] != (1, 1)
+        return _forward(x, before, list(weights), starts, to_present, varying)
+    return token_shift_formula(x, last, weights, starts=starts, to_present=to_present)
+
+
+def token_shift_formula(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    starts: Tensor | None = None,
+    to_present: bool = False,
+) -> list[Tensor]:
+    """In plain torch."""
+    if last is None:
+        previous = F.pad(x, (0, 0, 1, -1))
+    else:
+        previous = torch.cat((last.to(x.dtype)[:, None], x[:, :-1]), dim=1)
+    if starts is not None:
+        previous = previous.masked_fill(starts[..., None], 0)
+    origin, target = (previous, x) if to_present else (x, previous)
+    difference = target - origin
+    return [torch.addcmul(origin, difference, weight) for weight in weights]
+
+
+@torch.library.custom_op("rookery::token_shift", mutates_args=(), device_types="cpu")
+def _forward(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+) -> list[Tensor]:
+    outputs = _empty_outputs(x, last, weights, starts, to_present, varying)
+    kernels.token_shift_forward(
+        rows_together(x),
+        None if last is None else rows_together(last)[:, None],
+        bytes_of(starts),
+        [rows_together(weight) for weight in weights],
+        to_present,
+        varying,
+        outputs,
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+@_forward.register_fake
+def _empty_outputs(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype)) for weight in weights]
+
+
+@torch.library.custom_op("rookery::token_shift_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+    doutputs: Sequence[Tensor],
+) -> list[Tensor]:
+    dx, dlast, *dweights = _empty_gradients(x, last, weights, starts, to_present, varying, doutputs)
+    sums = None if varying else x.new_empty(len(weights), x.shape[2], dtype=torch.float32)
+    kernels.token_shift_backward(
+        rows_together(x),
+        None if last is None else rows_together(last)[:, None],
+        bytes_of(starts),
+        [rows_together(weight) for weight in weights],
+        to_present,
+        varying,
+        [rows_together(each) for each in doutputs],
+        dx,
+        None if last is None else dlast[:, None],
+        dweights if varying else [],
+        sums,
+        torch.get_num_threads(),
+    )
+    if sums is not None:
+        for gradient, total in zip(dweights, sums, strict=True):
+            gradient.copy_(total.view_as(gradient))
+    return [dx, dlast, *dweights]
+
+
+@_backward.register_fake
+def _empty_gradients(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+    doutputs: Sequence[Tensor],
+) -> list[Tensor]:
+    """Of x, of last (without one: nothing), and of each weight."""
+    dlast = x.new_empty(0) if last is None else x.new_empty(last.shape)
+    return [x.new_empty(x.shape), dlast, *(weight.new_empty(weight.shape) for weight in weights)]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, last, weights, starts, ctx.to_present, ctx.varying = inputs
+    ctx.save_for_backward(x, last, starts, *weights)
+
+
+def _gradients(ctx: Any, doutputs: list[Tensor]) -> tuple[Any, ...]:
+    x, last, starts, *weights = ctx.saved_tensors
+    dx, dlast, *dweights = _backward(x, last, weights, starts, ctx.to_present, ctx.varying, doutputs)
+    return dx, None if last is None else dlast, dweights, None, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
