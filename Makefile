@@ -64,6 +64,17 @@ $(BASE)/.ready: $(VENV)/.native pyproject.toml constraints.txt $(shell find src 
 	$(BASE)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
 	touch $@
 
+# The extension is loaded into a Python that was built without sanitizers: their libraries come first. Python keeps
+# much memory until it ends, so leaks are not looked for.
+PRELOAD = $$(for name in asan ubsan stdc++; do gcc -print-file-name=lib$$name.so; done | tr '\n' ' ')
+
+sanitize: setup  ## The tests of the native engine under AddressSanitizer and UndefinedBehaviorSanitizer.
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DROOKERY_SANITIZE=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/sanitize
+	ROOKERY_ENGINE=$$(echo $(CURDIR)/build/sanitize/_engine.*so) LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1 $(BIN)/python -m pytest -m "not slow" -p no:faulthandler $(NATIVE_TESTS)
+
 test-slow: setup $(VENV)/.peers  ## The tests that take long, with llama-cpp-python to compare with.
 	$(BIN)/python -m pytest -m slow
 
