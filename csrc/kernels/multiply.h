@@ -56,11 +56,19 @@ void convert_integers(const float* x, int64_t columns, int64_t tokens, int32_t o
     float largest = maximum(max(abs(halves[0]), abs(halves[1])));
     // A block whose largest number is tiny counts as zero: 1 / scale must not overflow.
     float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
-    *scales = largest > 1e-30f ? largest / 127.0f : 0.0f;
+    float scale = largest > 1e-30f ? largest / 127.0f : 0.0f;
     Floats rounded[2] = {round(halves[0] * broadcast(inverse)), round(halves[1] * broadcast(inverse))};
+    float total = sum(rounded[0] + rounded[1]);
+    if (total != total) {
+      // NaN or infinity has no integer: ones, none of which is skipped, and their scale is NaN.
+      rounded[0] = rounded[1] = broadcast(1.0f);
+      scale = total;
+      total = kBlock;
+    }
     store_s8(values, rounded[0]);
     store_s8(values + 16, rounded[1]);
-    *corrections = -offset * static_cast<int32_t>(sum(rounded[0] + rounded[1]));
+    *scales = scale;
+    *corrections = -offset * static_cast<int32_t>(total);
     values += tokens * kBlock;
     scales += tokens;
     corrections += tokens;

@@ -54,11 +54,12 @@ std::optional<Fault> Model::step(const Call& call) {
   std::atomic<int64_t> fault{kNoFault};
   float* logits = call.logits;
   const int64_t* tokens = call.tokens;
+  int64_t limit = call.streams > kPromptTokens ? kPassTokens : kPromptTokens;
   int64_t stream = 0, read = 0;  // tokens of the present stream that earlier passes have read
   while (stream < call.streams) {
     int64_t rows = 0, spans = 0, wanted = 0;
-    while (stream < call.streams && rows < kPassTokens) {
-      int64_t count = std::min(call.counts[stream] - read, kPassTokens - rows);
+    while (stream < call.streams && rows < limit) {
+      int64_t count = std::min(call.counts[stream] - read, limit - rows);
       spans_[spans] = {rows, count, call.slots[stream], read == 0 ? &call.before : &call.after};
       bool ends = read + count == call.counts[stream];
       for (int64_t row = rows; row < rows + count; row++) {

@@ -68,13 +68,16 @@ class TimeMixing7 final : public TimeMixing {
       inputs[count] = {own.shifts[i], &inputs_[i], matrices[i]->type};
       jobs[count++] = {matrices[i], &inputs_[i], outputs[i]};
     }
+    int num_inputs = count;
     for (int i = 0; i < low_ranks; i++) {
-      // The value's low rank has the value's input.
-      int shift_index = i == kMoveV ? 2 : 3 + i;
-      inputs[count] = {own.shifts[shift_index], &inputs_[3 + i], own.down[i]->type};
-      jobs[count++] = {own.down[i], &inputs_[3 + i], hidden_[i], kActivation[i], &hidden_input_[i], own.up[i]->type};
+      const OperandBuffer* input = &inputs_[3 + i];
+      if (i == kMoveV && own.down[i]->type == own.value->type)
+        input = &inputs_[2];  // the value's own
+      else
+        inputs[num_inputs++] = {own.shifts[i == kMoveV ? 2 : 3 + i], input, own.down[i]->type};
+      jobs[count++] = {own.down[i], input, hidden_[i], kActivation[i], &hidden_input_[i], own.up[i]->type};
     }
-    shift(context, Part::time_shift, layer, own.norm, inputs, count);
+    shift(context, Part::time_shift, layer, own.norm, inputs, num_inputs);
     context.member.barrier();
 
     keep_shift(context, Part::time_shift, layer);

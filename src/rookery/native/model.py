@@ -15,7 +15,7 @@ import numpy as np
 
 from rookery.checkpoints import Checkpoint, Weight
 from rookery.config import ModelConfig
-from rookery.errors import ConfigError, StateError
+from rookery.errors import CheckpointError, ConfigError, StateError
 from rookery.native import _engine
 from rookery.native.weights import MATRIX_TYPES, check_whole, pack
 from rookery.state import State, check_state
@@ -69,15 +69,18 @@ class NativeModel:
         self.matrix_bytes = sum(matrix.bytes for matrix in weights.matrices.values())
         sizes = self.config.to_dict()
         version = sizes.pop("version")
-        self._model = _engine.Model(
-            version,
-            sizes,
-            weights.vectors,
-            weights.matrices,
-            weights.embedding,
-            weights.embedding_type,
-            threads,
-        )
+        try:
+            self._model = _engine.Model(
+                version,
+                sizes,
+                weights.vectors,
+                weights.matrices,
+                weights.embedding,
+                weights.embedding_type,
+                threads,
+            )
+        except ValueError as error:
+            raise CheckpointError(checkpoint.path, str(error)) from None
         self._embedding: Weight = checkpoint.tensors["emb.weight"]
         self._path = checkpoint.path
 
@@ -141,25 +144,13 @@ class NativeModel:
                 raise StateError(f"state.{name} must be a numpy array of float32 to be written into")
             if not (part.flags.c_contiguous and part.flags.writeable):
                 raise StateError(f"state.{name} must be contiguous and writable to be written into")
-        slots = [slot for slot, _ in requests]
-        if len(set(slots)) != len(slots):
-            twice = next(slot for slot in slots if slots.count(slot) > 1)
-            raise ConfigError(f"slot {twice} is there twice; a stream reads one span of tokens in a call")
-        for slot in slots:
-            if not 0 <= slot < slots_of_pool:
-                raise ConfigError(f"slot {slot} is not one of the pool's {slots_of_pool}")
-        counts = np.array([len(tokens) for _, tokens in requests], np.int64)
-        if len(counts) and counts.min() == 0:
-            raise ConfigError(f"slot {slots[int(counts.argmin())]} was given no tokens")
-        logits = np.empty((len(requests), self.config.vocab_size), np.float32)
-        if len(requests) == 0:
+        slots = _slots([slot for slot, _ in requests], slots_of_pool)
+        spans = [_span(slot, tokens) for slot, tokens in requests]
+        logits = np.empty((len(spans), self.config.vocab_size), np.float32)
+        if not spans:
             return logits
-        try:
-            ids = np.concatenate([np.asarray(tokens) for _, tokens in requests])
-            ids = ids.astype(np.int64, casting="same_kind")
-        except (TypeError, ValueError, OverflowError) as error:
-            raise ConfigError(f"tokens must be integers: {error}") from None
-        fault = self._step(ids, counts, np.array(slots, np.int64), pool, pool, logits, all_logits=False)
+        counts = np.array([len(span) for span in spans], np.int64)
+        fault = self._step(np.concatenate(spans), counts, slots, pool, pool, logits, all_logits=False)
         if fault is not None:
             raise StateError(_describe(fault, None))
         return logits
@@ -193,6 +184,30 @@ class NativeModel:
         except ValueError as error:
             # States and shapes were checked: what is left is tokens.
             raise ConfigError(f"{error}; was the text encoded by another model's tokenizer?") from None
+
+
+def _slots(slots: list[int], of_pool: int) -> np.ndarray:
+    """The slots of a call, checked."""
+    for slot in slots:
+        if not isinstance(slot, int | np.integer) or not 0 <= slot < of_pool:
+            raise ConfigError(f"slot {slot} is not one of the pool's {of_pool}")
+    if len(set(slots)) != len(slots):
+        twice = next(slot for slot in slots if slots.count(slot) > 1)
+        raise ConfigError(f"slot {twice} is there twice; a stream reads one span of tokens in a call")
+    return np.array(slots, np.int64)
+
+
+def _span(slot: int, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The tokens of one stream, checked but for their range."""
+    if len(tokens) == 0:
+        raise ConfigError(f"slot {slot} was given no tokens")
+    try:
+        ids = np.asarray(tokens)
+    except (ValueError, OverflowError):
+        ids = np.empty(0)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ConfigError(f"slot {slot} was given what is no sequence of integers")
+    return ids.astype(np.int64, copy=False)
 
 
 def _readable(name: str, part: object) -> np.ndarray:
