@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from rookery import native
+from rookery.checkpoints import Checkpoint
 from rookery.config import VERSIONS, ModelConfig, Version, sized
-from rookery.models import RWKV
-from rookery.state import State
+from rookery.models import RWKV, to_tensors
+from rookery.state import State, initial_state
 
 pytest.importorskip("rwkv")
 
@@ -144,6 +146,24 @@ PARTS: dict[Version, Callable[[list[np.ndarray]], State[np.ndarray]]] = {
     "6": parts_5_and_6,
     "7": parts_7,
 }
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["narrow", "wide"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_native_engine(oracle, version: Version, wide: bool):
+    torch_model, wanted = oracle(version, wide)
+    config = torch_model.config
+    model = native.load(Checkpoint(config=config, tensors=to_tensors(torch_model)), dtype="float32")
+    for length in LENGTHS:
+        ids = _tokens()[None, :length] % config.vocab_size
+        logits, state = model.forward(ids, initial_state(config))
+        assert relative_error(logits[0], wanted[f"logits_{length}"]) < BOUND
+        parts = [
+            wanted[f"state_{length}_{i}"] for i in range((5 if version == "4" else 3) * config.num_layers)
+        ]
+        ours = state._replace(wkv=comparable(version, torch.from_numpy(state.wkv)).numpy())
+        for name, got, want in zip(State._fields, ours, PARTS[version](parts), strict=True):
+            assert relative_error(got[:, 0], want) < BOUND, name
 
 
 @pytest.mark.parametrize("version", VERSIONS)

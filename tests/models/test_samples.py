@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from rookery import native
 from rookery.checkpoints import load
 from rookery.models import from_checkpoint
+from rookery.state import initial_state
 
 
 @pytest.mark.parametrize(("name", "version"), [("4v0-660K", "4"), ("5v1-730K", "5.0")], ids=["4", "5.0"])
@@ -26,3 +28,15 @@ def test_logits_after_a_prompt(shared_data: Path, name: str, version: str, at_on
             logits, state = model(span, state, last_only=True)
     assert wanted.shape == (256,)
     assert np.abs(logits[0, 0].numpy() - wanted).sum() < 0.01
+
+
+@pytest.mark.parametrize("name", ["4v0-660K", "5v1-730K"], ids=["4", "5.0"])
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
+def test_native_logits_after_a_prompt(shared_data: Path, name: str, at_once: bool):
+    model = native.load(load(shared_data / "rwkv.cpp" / f"tiny-rwkv-{name}-FP32.bin"))
+    wanted = np.fromfile(shared_data / "rwkv.cpp" / f"expected-logits-{name}.bin", np.float32)
+    tokens = np.array([list(b'"in')])
+    state = initial_state(model.config)
+    for span in [tokens] if at_once else np.split(tokens, 3, axis=1):
+        logits, state = model.forward(span, state, last_only=True)
+    assert np.abs(logits[0, 0] - wanted).sum() < 0.01
