@@ -298,8 +298,8 @@ def _packed(arena: _engine.Arena, tensor: Weight, row: _Matrix, kind: str, threa
         # Blocks along the outputs: no kernel multiplies those.
         tensor = dense(tensor)
     source, data = _source(tensor)
-    # Picking columns of 4 bits out gains less than reading from front to back: with 85 % zeros the two take the
-    # same time, and with fewer the panels win.
+    # Picking columns of 4 bits out gains less than reading from front to back: with 85 % zeros the two take
+    # the same time, and with fewer the panels win.
     layout = "columns" if row.sparse and kind != "q4" else "panels"
     rows, columns = tensor.shape[::-1] if row.transposed else tensor.shape
     return _engine.Matrix(
