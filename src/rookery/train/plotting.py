@@ -60,7 +60,8 @@ def plot_loss(rows: Sequence[Metrics], path: str | Path, *, title: str | None = 
     if title:
         axes.set_title(title, fontsize=13, color=_INK, loc="left")
     if steps or validations:
-        axes.legend(frameon=False, fontsize=11)
+        # Losses fall, so this corner is free; a search for the best one is slow, and warns that it is.
+        axes.legend(frameon=False, fontsize=11, loc="upper right")
     ratio = _bits_per_nat(rows)
     if ratio is not None:
         scales = (partial(np.multiply, ratio), partial(np.multiply, 1 / ratio))
