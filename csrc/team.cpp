@@ -6,13 +6,14 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
 #include <cstdlib>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace rookery {
@@ -69,20 +70,21 @@ class Pool {
   void run(int threads, void (*work)(void*, const Member&), void* context) {
     std::lock_guard<std::mutex> one_at_a_time(callers_);
     while (static_cast<int>(workers_.size()) < threads - 1) {
-      // A worker that is made now must not take an earlier call for its first.
+      auto worker = std::make_unique<Worker>();
       int index = static_cast<int>(workers_.size()) + 1;
-      workers_.emplace_back(&Pool::serve, this, index, call_.load());
+      std::thread([this, index, &own = *worker] { serve(own, index); }).detach();
+      workers_.push_back(std::move(worker));
     }
     work_ = work;
     context_ = context;
     threads_ = threads;
-    // Every worker takes note of every call, so that none still reads these fields when the next one changes them.
-    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    {
-      std::lock_guard<std::mutex> lock(sleep_);
-      call_.fetch_add(1, std::memory_order_release);
+    pending_.store(threads - 1, std::memory_order_relaxed);
+    // Only those who take part: after a call of many threads, one of few does not wake the others.
+    for (int i = 0; i < threads - 1; i++) {
+      Worker& worker = *workers_[static_cast<size_t>(i)];
+      worker.calls.fetch_add(1, std::memory_order_release);
+      worker.calls.notify_one();
     }
-    if (sleeping_.load() > 0) wake_.notify_all();
     work(context, Member{0, threads, &barrier_});
     for (int looks = 0; pending_.load(std::memory_order_acquire) > 0; looks++) {
       if (looks < kLooks)
@@ -96,34 +98,28 @@ class Pool {
   static Pool& shared();
 
  private:
-  void serve(int index, unsigned seen) {
-    for (;;) {
+  struct alignas(64) Worker {
+    std::atomic<unsigned> calls{0};  // that it was asked to take part in
+  };
+
+  void serve(Worker& worker, int index) {
+    for (unsigned seen = 0;; seen++) {
       auto until = std::chrono::steady_clock::now() + kWatch;
-      while (call_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
+      while (worker.calls.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
         for (int i = 0; i < 32; i++) pause_briefly();
-      if (call_.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(sleep_);
-        sleeping_++;
-        wake_.wait(lock, [&] { return call_.load(std::memory_order_acquire) != seen; });
-        sleeping_--;
-      }
-      seen++;
-      if (index < threads_) work_(context_, Member{index, threads_, &barrier_});
+      worker.calls.wait(seen, std::memory_order_acquire);
+      work_(context_, Member{index, threads_, &barrier_});
       pending_.fetch_sub(1, std::memory_order_release);
     }
   }
 
   std::mutex callers_;
-  std::vector<std::thread> workers_;
+  std::vector<std::unique_ptr<Worker>> workers_;
   Barrier barrier_;
   void (*work_)(void*, const Member&) = nullptr;
   void* context_ = nullptr;
   int threads_ = 0;
-  alignas(64) std::atomic<unsigned> call_{0};
   alignas(64) std::atomic<int> pending_{0};
-  std::atomic<int> sleeping_{0};
-  std::mutex sleep_;
-  std::condition_variable wake_;
 };
 
 // Never destroyed: at exit the workers may still look at it. A forked child makes a new one.
