@@ -61,6 +61,8 @@ struct HeadEnd {
 
 struct StepKernels {
   bool (*finite)(const float* x, int64_t n);
+  // The sum of e^(x - largest), for largest no less than any x.
+  double (*sum_of_exponentials)(const float* x, float largest, int64_t n);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, int64_t n, float* y);
   // y = x + (previous - x) * weight.
   void (*interpolate)(const float* x, const float* previous, const float* weight, int64_t n, float* y);

@@ -6,6 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <tuple>
 
@@ -23,6 +24,8 @@ using Raw = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cp
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Integers = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Numbers = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Flags = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using StatePart = nb::ndarray<float, nb::c_contig, nb::device::cpu>;
 using ReadOnlyPart = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
@@ -73,6 +76,12 @@ void make(Model* self, const std::string& version, nb::dict sizes, nb::dict vect
   new (self) Model(config, std::move(weights), source, threads);
 }
 
+void check_token(const Config& config, int64_t token) {
+  if (token < 0 || token >= config.vocab_size)
+    throw std::invalid_argument("token " + std::to_string(token) + " is outside of the vocabulary of " +
+                                std::to_string(config.vocab_size));
+}
+
 // The number of slots of a state, all of whose parts must have the sizes of the model.
 int64_t slots_of(const Config& config, const ReadOnlyPart& time_shift, const ReadOnlyPart& channel_shift,
                  const ReadOnlyPart& wkv) {
@@ -85,19 +94,21 @@ int64_t slots_of(const Config& config, const ReadOnlyPart& time_shift, const Rea
   return slots;
 }
 
-std::optional<std::tuple<std::string, int64_t, int64_t>> step(Model& self, Integers tokens, Integers counts,
-                                                              Integers slots, ReadOnlyPart time_shift,
-                                                              ReadOnlyPart channel_shift, ReadOnlyPart wkv,
-                                                              StatePart time_shift_after, StatePart channel_shift_after,
-                                                              StatePart wkv_after, Logits logits, bool all_logits) {
+// What a state holds that is not finite: the name of the part, the layer and the slot.
+using Named = std::optional<std::tuple<std::string, int64_t, int64_t>>;
+
+// A call without what is to come out of it, checked.
+Call checked_call(const Model& self, const Integers& tokens, const Integers& counts, const Integers& slots,
+                  const ReadOnlyPart& time_shift, const ReadOnlyPart& channel_shift, const ReadOnlyPart& wkv,
+                  const StatePart& time_shift_after, const StatePart& channel_shift_after, const StatePart& wkv_after) {
   const Config& config = self.config();
   Call call;
   call.tokens = tokens.data();
   call.counts = counts.data();
   call.slots = slots.data();
   call.streams = static_cast<int64_t>(counts.size());
-  call.all_logits = all_logits;
-  call.logits = logits.data();
+  call.all_logits = false;
+  call.logits = nullptr;
   int64_t all_slots = slots_of(config, time_shift, channel_shift, wkv);
   if (all_slots !=
       slots_of(config, ReadOnlyPart(time_shift_after), ReadOnlyPart(channel_shift_after), ReadOnlyPart(wkv_after)))
@@ -117,14 +128,11 @@ std::optional<std::tuple<std::string, int64_t, int64_t>> step(Model& self, Integ
                                   std::to_string(all_slots));
   }
   if (expected != total) throw std::invalid_argument("the counts do not add up to the tokens");
-  for (int64_t i = 0; i < total; i++)
-    if (call.tokens[i] < 0 || call.tokens[i] >= config.vocab_size)
-      throw std::invalid_argument("token " + std::to_string(call.tokens[i]) + " is outside of the vocabulary of " +
-                                  std::to_string(config.vocab_size));
-  if (static_cast<int64_t>(logits.shape(0)) != (all_logits ? total : call.streams) ||
-      static_cast<int64_t>(logits.shape(1)) != config.vocab_size)
-    throw std::invalid_argument("the logits have another shape");
+  for (int64_t i = 0; i < total; i++) check_token(config, call.tokens[i]);
+  return call;
+}
 
+Named run(Model& self, const Call& call) {
   std::optional<Fault> fault;
   {
     nb::gil_scoped_release release;
@@ -133,6 +141,40 @@ std::optional<std::tuple<std::string, int64_t, int64_t>> step(Model& self, Integ
   if (!fault) return std::nullopt;
   const char* parts[] = {"time_shift", "wkv", "channel_shift"};
   return std::tuple(std::string(parts[static_cast<int>(fault->part)]), fault->layer, fault->slot);
+}
+
+Named step(Model& self, Integers tokens, Integers counts, Integers slots, ReadOnlyPart time_shift,
+           ReadOnlyPart channel_shift, ReadOnlyPart wkv, StatePart time_shift_after, StatePart channel_shift_after,
+           StatePart wkv_after, Logits logits, bool all_logits) {
+  Call call = checked_call(self, tokens, counts, slots, time_shift, channel_shift, wkv, time_shift_after,
+                           channel_shift_after, wkv_after);
+  call.all_logits = all_logits;
+  call.logits = logits.data();
+  if (logits.shape(0) != (all_logits ? tokens.size() : counts.size()) ||
+      static_cast<int64_t>(logits.shape(1)) != self.config().vocab_size)
+    throw std::invalid_argument("the logits have another shape");
+  return run(self, call);
+}
+
+Named score(Model& self, Integers tokens, Integers counts, Integers slots, StatePart time_shift,
+            StatePart channel_shift, StatePart wkv, Integers rows, Integers targets, Numbers log_probabilities,
+            Flags likeliest, Logits logits) {
+  Call call = checked_call(self, tokens, counts, slots, ReadOnlyPart(time_shift), ReadOnlyPart(channel_shift),
+                           ReadOnlyPart(wkv), time_shift, channel_shift, wkv);
+  Targets wanted = {rows.data(),      targets.data(), static_cast<int64_t>(rows.size()), log_probabilities.data(),
+                    likeliest.data(), logits.data()};
+  if (targets.size() != rows.size() || log_probabilities.size() != rows.size() || likeliest.size() != rows.size())
+    throw std::invalid_argument("each target needs a row, and room for what is found");
+  for (int64_t i = 0; i < wanted.count; i++) {
+    if (wanted.rows[i] < (i == 0 ? 0 : wanted.rows[i - 1]) || wanted.rows[i] >= static_cast<int64_t>(tokens.size()))
+      throw std::invalid_argument("the rows of targets must ascend, and be places among the tokens");
+    check_token(self.config(), wanted.tokens[i]);
+  }
+  if (static_cast<int64_t>(logits.shape(0)) < std::min(wanted.count, kPromptTokens) ||
+      static_cast<int64_t>(logits.shape(1)) != self.config().vocab_size)
+    throw std::invalid_argument("the room for logits has another shape");
+  call.targets = &wanted;
+  return run(self, call);
 }
 
 }  // namespace
@@ -146,7 +188,12 @@ void bind_model(nb::module_& m) {
            "time_shift_after"_a.noconvert(), "channel_shift_after"_a.noconvert(), "wkv_after"_a.noconvert(),
            "logits"_a.noconvert(), "all_logits"_a,
            "Run tokens of several streams, and write states and logits. Returns None, or where a state holds NaN or "
-           "infinity: the name of the part, the layer and the slot.");
+           "infinity: the name of the part, the layer and the slot.")
+      .def("score", &score, "tokens"_a, "counts"_a, "slots"_a, "time_shift"_a.noconvert(),
+           "channel_shift"_a.noconvert(), "wkv"_a.noconvert(), "rows"_a, "targets"_a, "log_probabilities"_a.noconvert(),
+           "likeliest"_a.noconvert(), "logits"_a.noconvert(),
+           "Run tokens of several streams in place, and write the log-probabilities of targets after some of them. "
+           "Returns what `step` does.");
 }
 
 }  // namespace rookery

@@ -154,6 +154,7 @@ void wkv7(const Head7& head) {
 constexpr StepKernels step_kernels() {
   return {
       .finite = finite,
+      .sum_of_exponentials = sum_of_exponentials,
       .layer_norm = layer_norm,
       .interpolate = interpolate,
       .interpolate_moved = interpolate_moved,

@@ -32,6 +32,20 @@ bool finite(const float* x, int64_t n) {
   return sum(total) == 0;
 }
 
+double sum_of_exponentials(const float* x, float largest, int64_t n) {
+  // Floats sum up a part at a time, so that 65536 of them lose no more than a few do.
+  constexpr int64_t kPart = 1024;
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    Floats part = zero();
+    each(n - begin < kPart ? n - begin : kPart, [&](int64_t i, int m) {
+      part = fma(exp(lanes(x + begin + i, m) - broadcast(largest)), lanes(kOnes, m), part);
+    });
+    total += static_cast<double>(sum(part));
+  }
+  return total;
+}
+
 struct Moments {
   float mean, scale;  // of (x - mean) * scale: variance 1
 };

@@ -12,6 +12,16 @@
 
 namespace rookery {
 
+// Tokens whose log-probabilities are wanted: only where they are is the head computed, and no logits come out.
+struct Targets {
+  const int64_t* rows;    // [count], ascending: after which of the call's tokens; one row may have several targets
+  const int64_t* tokens;  // [count]
+  int64_t count;
+  double* log_probabilities;  // [count]; NaN where a logit is NaN or infinite
+  uint8_t* likeliest;         // [count]: whether no token is more probable, and none of a smaller id as probable
+  float* logits;              // room for the logits of min(count, kPromptTokens) rows
+};
+
 // Streams of any lengths: the tokens of each follow those of the one before.
 struct Call {
   const int64_t* tokens;
@@ -21,6 +31,7 @@ struct Call {
   StateArrays before, after;  // may be the same memory
   bool all_logits;
   float* logits;  // [streams][vocabulary], after the last token of each; with all_logits [all tokens][vocabulary]
+  const Targets* targets = nullptr;  // in place of logits
 };
 
 class Model {
@@ -37,10 +48,14 @@ class Model {
   std::optional<Fault> step(const Call& call);
 
  private:
-  void run(const Pass& pass, const int64_t* tokens, const int32_t* wanted, int64_t num_wanted, float* logits,
-           const Member& member);
+  void run(const Context& context, const int64_t* tokens);
   void embed(const Context& context, const int64_t* tokens);
-  void predict(const Context& context, const int32_t* wanted, int64_t num_wanted, float* logits);
+  // Logits of some rows of x.
+  void predict(const Context& context, const float* x, const int32_t* rows, int64_t count, float* logits);
+  // Keeps some rows of x for `score`; and the log-probabilities of targets after all rows kept.
+  void keep(const Context& context, const int32_t* rows, int64_t count);
+  void score(const Context& context, const Targets& targets);
+  Context context_of(const Pass& pass, const Member& member) const;
 
   Config config_;
   Weights weights_;
@@ -53,6 +68,10 @@ class Model {
   std::unique_ptr<ChannelMixing> channel_mixing_;
   OperandBuffer head_input_;
   float *x_, *normal_, *output_;
+  float* kept_;                        // [kPassTokens][width]
+  std::vector<int32_t> kept_rows_;     // 0, 1, 2, ...
+  std::vector<int64_t> first_target_;  // of each row kept, and the end
+  int64_t num_kept_ = 0;
   std::vector<Own> own_;  // of each thread
   std::vector<Span> spans_;
   std::vector<int32_t> span_of_row_, wanted_;

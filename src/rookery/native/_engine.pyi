@@ -124,6 +124,11 @@ class Model:
         Run tokens of several streams, and write states and logits. Returns None, or where a state holds NaN or infinity: the name of the part, the layer and the slot.
         """
 
+    def score(self, tokens: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], counts: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], slots: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], time_shift: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], channel_shift: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], wkv: Annotated[NDArray[numpy.float32], dict(order='C', device='cpu')], rows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], targets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], log_probabilities: Annotated[NDArray[numpy.float64], dict(shape=(None,), order='C', device='cpu')], likeliest: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], logits: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu')]) -> tuple[str, int, int] | None:
+        """
+        Run tokens of several streams in place, and write the log-probabilities of targets after some of them. Returns what `step` does.
+        """
+
 CHUNK_TOKENS: int = 16
 
 def wkv4_forward(log_w: Annotated[NDArray, dict(device='cpu')], u: Annotated[NDArray, dict(device='cpu')], k: Annotated[NDArray, dict(device='cpu')], v: Annotated[NDArray, dict(device='cpu')], state: Annotated[NDArray, dict(device='cpu')], starts: Annotated[NDArray, dict(device='cpu')] | None, y: Annotated[NDArray, dict(device='cpu')], after: Annotated[NDArray, dict(device='cpu')], states: Annotated[NDArray, dict(device='cpu')] | None, threads: int) -> None:

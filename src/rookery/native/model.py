@@ -3,8 +3,9 @@
     model = load(checkpoint, dtype="q8")
     logits, state = model.forward(tokens, state)        # tokens [B, T] -> logits [B, T, N]
     logits = model.advance([(slot, tokens), ...], pool) # any streams, any lengths, in place
+    scores = model.score([(slot, tokens, targets), ...], pool)  # log-probabilities in place of logits
 
-Both are the same function: a prompt, a token, or some of each at once.
+All are the same function: a prompt, a token, or some of each at once.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ __all__ = ["MAX_THREADS", "NativeModel", "load"]
 
 MAX_THREADS: int = _engine.MAX_THREADS
 """Most threads that a model can have."""
+
+# csrc/model/pass.h, kPromptTokens: rows whose logits are there at one time.
+_SCORED_AT_ONCE = 128
+
+_LOGITS_NOT_FINITE = "the model's logits hold NaN or infinity: its weights do (`rookery inspect` checks them), or it overflowed"
 
 
 def load(checkpoint: Checkpoint, *, dtype: str | None = None, threads: int | None = None) -> NativeModel:
@@ -138,14 +144,7 @@ class NativeModel:
                 state of a stream holds NaN or infinity: other streams have read their tokens.
             CheckpointError: the file of the weights was cut off.
         """
-        slots_of_pool = check_state(pool, self.config)
-        for name, part in pool._asdict().items():
-            if not isinstance(part, np.ndarray) or part.dtype != np.float32:
-                raise StateError(f"state.{name} must be a numpy array of float32 to be written into")
-            if not (part.flags.c_contiguous and part.flags.writeable):
-                raise StateError(f"state.{name} must be contiguous and writable to be written into")
-        slots = _slots([slot for slot, _ in requests], slots_of_pool)
-        spans = [_span(slot, tokens) for slot, tokens in requests]
+        slots, spans = self._checked(requests, pool)
         logits = np.empty((len(spans), self.config.vocab_size), np.float32)
         if not spans:
             return logits
@@ -154,6 +153,67 @@ class NativeModel:
         if fault is not None:
             raise StateError(_describe(fault, None))
         return logits
+
+    def score(
+        self, requests: Sequence[tuple[int, Sequence[int], np.ndarray]], pool: State[np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As ``advance``, with log-probabilities of given tokens in place of logits.
+
+        The head, a third of a small model's work, is computed after those tokens alone that targets follow.
+
+        Args:
+            requests: (slot, tokens, targets) of each stream. Targets are [n, 2] int64: after which of the
+                tokens (from 0, ascending; several may follow the same), and the id. [0, 2] for none.
+            pool: as for ``advance``.
+
+        Returns:
+            Of each request: [n] float64, the natural logarithm of each target's probability, and [n] bool,
+            whether it is the likeliest token there (of several, the one of the smallest id).
+
+        Raises:
+            ConfigError, StateError, CheckpointError: as ``advance``; or targets that do not ascend or are not
+                among the tokens or the vocabulary (ConfigError: nothing was written), or logits that are not
+                finite (StateError).
+        """
+        slots, spans = self._checked([(slot, tokens) for slot, tokens, _ in requests], pool)
+        if not spans:
+            return []
+        counts = np.array([len(span) for span in spans], np.int64)
+        pairs = [
+            _targets(slot, targets, len(span))
+            for (slot, _, targets), span in zip(requests, spans, strict=True)
+        ]
+        starts = np.cumsum(counts) - counts
+        rows = np.concatenate([pair[:, 0] + start for pair, start in zip(pairs, starts, strict=True)])
+        targets = np.ascontiguousarray(np.concatenate([pair[:, 1] for pair in pairs]))
+        found, likeliest = np.empty(len(rows), np.float64), np.empty(len(rows), np.uint8)
+        room = np.empty((min(len(rows), _SCORED_AT_ONCE), self.config.vocab_size), np.float32)
+        check_whole(self._embedding, self._path)
+        try:
+            fault = self._model.score(
+                np.concatenate(spans), counts, slots, *pool, rows, targets, found, likeliest, room
+            )
+        except ValueError as error:
+            raise ConfigError(f"{error}; was the text encoded by another model's tokenizer?") from None
+        if fault is not None:
+            raise StateError(_describe(fault, None))
+        if np.isnan(found).any():
+            raise StateError(_LOGITS_NOT_FINITE)
+        ends = np.cumsum([len(pair) for pair in pairs])[:-1]
+        return list(zip(np.split(found, ends), np.split(likeliest.astype(bool), ends), strict=True))
+
+    def _checked(
+        self, requests: Sequence[tuple[int, Sequence[int]]], pool: State[np.ndarray]
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The slots, and the tokens of each, once the pool may be written into."""
+        slots_of_pool = check_state(pool, self.config)
+        for name, part in pool._asdict().items():
+            if not isinstance(part, np.ndarray) or part.dtype != np.float32:
+                raise StateError(f"state.{name} must be a numpy array of float32 to be written into")
+            if not (part.flags.c_contiguous and part.flags.writeable):
+                raise StateError(f"state.{name} must be contiguous and writable to be written into")
+        slots = _slots([slot for slot, _ in requests], slots_of_pool)
+        return slots, [_span(slot, tokens) for slot, tokens in requests]
 
     def _step(
         self,
@@ -208,6 +268,19 @@ def _span(slot: int, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ConfigError(f"slot {slot} was given what is no sequence of integers")
     return ids.astype(np.int64, copy=False)
+
+
+def _targets(slot: int, targets: np.ndarray, count: int) -> np.ndarray:
+    """The targets of one stream, checked but for their ids."""
+    pairs = np.asarray(targets)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
+        raise ConfigError(
+            f"slot {slot}: targets must be integers of shape [n, 2], not {pairs.dtype} of shape {pairs.shape}"
+        )
+    after = pairs[:, 0]
+    if len(after) and (after[0] < 0 or after[-1] >= count or (np.diff(after) < 0).any()):
+        raise ConfigError(f"slot {slot}: targets must ascend, each after one of the {count} tokens")
+    return pairs.astype(np.int64, copy=False)
 
 
 def _readable(name: str, part: object) -> np.ndarray:
