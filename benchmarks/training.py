@@ -11,6 +11,7 @@ from benchmarks.gpt import GPT
 from benchmarks.report import Figure, interleaved_medians
 from rookery.config import ModelConfig, sized
 from rookery.models import RWKV, init_weights, parameter_groups
+from rookery.train.memory import keep_freed_memory
 
 __all__ = ["VOCAB", "measure_against_gpt", "rwkv", "training_step"]
 
@@ -58,6 +59,7 @@ def measure_against_gpt(
     repeats: int = 7,
 ) -> list[Figure]:
     """Training speed of RWKV-7 over that of a GPT of the same shape; each context with its bound."""
+    keep_freed_memory()  # as training does; for both sides
     figures = []
     config = sized("7", vocab_size=VOCAB, width=width, num_layers=num_layers)
     model, optimizer = rwkv(config)

@@ -23,6 +23,7 @@ from rookery.train.data import IGNORED, Rows, TrainingOrder, bytes_of_tokens
 from rookery.train.display import Reporter, RunFacts, SilentReporter
 from rookery.train.evaluate import evaluate, evaluate_documents, on_device
 from rookery.train.loss import cross_entropy, l2wrap
+from rookery.train.memory import keep_freed_memory
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
 from rookery.train.optimizer import make_optimizer, set_learning_rate
 from rookery.train.run_folder import Counters, RunFolder, TrainingState
@@ -155,6 +156,8 @@ class _Run:
         self.tokenizer = corpus.tokenizer
         self.validation = corpus.validation
         self.device = _device(config)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.model = model.to(self.device)
         self.optimizer = make_optimizer(self.model, config)
         self.budget = Budget(config)
