@@ -12,7 +12,7 @@ import pytest
 from rookery.files import atomic_write, shown
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_WING = {"ops", "models", "train", "evaluate"}
+TORCH_WING = {"ops", "models", "rivals", "train", "evaluate"}
 
 
 def test_torch_is_imported_in_the_torch_wing_only():

@@ -212,6 +212,16 @@ PUBLIC = {
     ],
     "rookery.native": ["MAX_THREADS", "NativeModel", "load"],
     "rookery.models": ["RWKV", "from_checkpoint", "init_weights", "parameter_groups", "to_tensors"],
+    "rookery.rivals": [
+        "MIXERS",
+        "Mixer",
+        "RivalConfig",
+        "build",
+        "leaves",
+        "map_state",
+        "sizes_for",
+        "state_bytes",
+    ],
     "rookery.state": ["State", "check_state", "initial_state", "state_bytes", "state_shapes"],
     "rookery.tokenizers": [
         "ByteTokenizer",

@@ -9,59 +9,71 @@ x_r and x_k are token shifts of the input.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rookery.config import ModelConfig
 from rookery.models.initial import Depth, orthogonal, ramp
 from rookery.models.parts import vector
+from rookery.models.time_mixing import Sizes
 from rookery.ops.fused import squared_relu, token_shift
 
 __all__ = ["ChannelMixing", "ChannelMixing4", "ChannelMixing5", "ChannelMixing6", "ChannelMixing7"]
 
 
 class ChannelMixing(nn.Module, ABC):
-    """[B, T, D] -> [B, T, D] through the inner width F; a version says how it shifts and gates."""
+    """[B, T, D] -> [B, T, D] through the inner width F, whatever the architecture."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: Sizes, layer: int):
         super().__init__()
         self.depth = Depth(layer, config.num_layers)
+
+    @abstractmethod
+    def forward(self, x: Tensor, shift: Any, *, starts: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Mix the channels of one span of every stream.
+
+        Args:
+            x: [B, T, D], after the layer norm.
+            shift: what the last call returned, [B, D] or an empty tuple; None at the start of a text.
+            starts: [B, T] bool, the first token of each document.
+
+        Returns:
+            The output [B, T, D], and what the next call needs: the last input [B, D], or an empty tuple.
+        """
+
+    @abstractmethod
+    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh float32 values of all its parameters, by name, as the published recipe has them."""
+
+
+class SquaredReluMixing(ChannelMixing):
+    """RWKV's; a version says how it shifts and gates."""
+
+    def __init__(self, config: Sizes, layer: int):
+        super().__init__(config, layer)
         self.key = nn.Linear(config.width, config.ffn_width, bias=False)
         self.value = nn.Linear(config.ffn_width, config.width, bias=False)
 
     def forward(
         self, x: Tensor, shift: Tensor | None, *, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Mix the channels of one span of every stream.
-
-        Args:
-            x: [B, T, D], after the layer norm.
-            shift: [B, D], the last input of the last call; None at the start of a text.
-            starts: [B, T] bool, the first token of each document.
-
-        Returns:
-            The output [B, T, D], and the last input [B, D].
-        """
+        """See ``ChannelMixing.forward``."""
         return self.mix(x, shift, starts), x[:, -1]
 
     @abstractmethod
     def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
         """The output [B, T, D] of ``forward``."""
 
-    @abstractmethod
-    def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Fresh float32 values of all its parameters, by name, as the published recipe has them."""
-
     def expand(self, x_k: Tensor) -> Tensor:
         """``W_v relu(W_k x_k)^2``."""
         return self.value(squared_relu(self.key(x_k)))
 
 
-class ChannelMixing4(ChannelMixing):
+class ChannelMixing4(SquaredReluMixing):
     """RWKV-4: the mixing weights are those of the present input."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: Sizes, layer: int):
         super().__init__(config, layer)
         self.time_mix_k = vector(config.width)
         self.time_mix_r = vector(config.width)
@@ -94,10 +106,10 @@ class ChannelMixing5(ChannelMixing4):
         return values | {"key.weight": orthogonal(self.key.weight.shape, generator)}
 
 
-class ChannelMixing6(ChannelMixing):
+class ChannelMixing6(SquaredReluMixing):
     """RWKV-6: the mixing weights are those of the previous input."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: Sizes, layer: int):
         super().__init__(config, layer)
         self.time_maa_k = vector(config.width)
         self.time_maa_r = vector(config.width)
@@ -120,10 +132,10 @@ class ChannelMixing6(ChannelMixing):
         }
 
 
-class ChannelMixing7(ChannelMixing):
+class ChannelMixing7(SquaredReluMixing):
     """RWKV-7: no receptance."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: Sizes, layer: int):
         super().__init__(config, layer)
         self.x_k = vector(config.width)
 

@@ -7,32 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rookery.models.initial import orthogonal, uniform
-from rookery.models.model import RWKV, Block
+from rookery.models.sequence_model import Block, SequenceModel
 from rookery.models.time_mixing import TimeMixing
 
 __all__ = ["init_weights", "parameter_groups"]
 
 
 @torch.no_grad()
-def init_weights(model: RWKV, *, seed: int) -> None:
-    """Give every parameter the initial value of the published recipe of its version.
+def init_weights(model: SequenceModel[Any, Any], *, seed: int) -> None:
+    """Give every parameter the initial value of the published recipe of its architecture.
 
     Values are drawn on the CPU in float32, whatever the model's device and dtype: one seed gives one model.
     Its first predictions are close to uniform, and its matrices before each residual sum are zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    N, D = model.config.vocab_size, model.config.width
-    _assign(
-        model,
-        {
-            "emb.weight": uniform((N, D), generator, bound=1e-4),
-            "ln_out.weight": torch.ones(D),
-            "ln_out.bias": torch.zeros(D),
-            "head.weight": orthogonal((N, D), generator, gain=0.5, by_shape=True),
-        },
-        beside="blocks",
-    )
+    _assign(model, model.initial_values(generator), beside="blocks")
     for block in model.blocks:
         assert isinstance(block, Block)
         for norm in (block.ln0, block.ln1, block.ln2):
@@ -54,11 +43,11 @@ def _assign(module: nn.Module, values: dict[str, Tensor], beside: str | None = N
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """The model's parameters as groups for ``torch.optim.AdamW``, as the published recipe trains them.
 
-    Matrices (``.weight`` with two axes, embedding and head among them) decay; decays and bonuses of the
-    recurrence learn faster (``TimeMixing.lr_scale``); all else has neither.
+    Matrices (``.weight`` with two axes, embedding and head among them, and ``TimeMixing.decayed``) decay;
+    decays and bonuses of the recurrence learn faster (``TimeMixing.lr_scale``); all else has neither.
 
     Args:
-        model: an RWKV, or a module that holds one or more of its blocks.
+        model: an RWKV or a rival, or a module that holds one or more of its blocks.
         weight_decay: of the matrices.
 
     Returns:
@@ -66,16 +55,18 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         and "name", in a fixed order. Parameters that need no gradient are left out.
     """
     scales: dict[int, float] = {}
+    decayed: set[int] = set()
     for module in model.modules():
         if isinstance(module, TimeMixing):
             own = dict(module.named_parameters())
             scales |= {id(own[name]): scale for name, scale in module.lr_scale.items()}
+            decayed |= {id(own[name]) for name in module.decayed}
 
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for name, parameter in trained:
         scale = scales.get(id(parameter), 1.0)
-        decays = name.endswith(".weight") and parameter.dim() == 2
+        decays = (name.endswith(".weight") and parameter.dim() == 2) or id(parameter) in decayed
         group = groups.setdefault(
             (scale, decays),
             {

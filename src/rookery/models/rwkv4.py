@@ -24,7 +24,7 @@ from rookery.ops.fused import token_shift
 __all__ = ["TimeMixing4"]
 
 
-class TimeMixing4(TimeMixing):
+class TimeMixing4(TimeMixing[ModelConfig]):
     """RWKV-4: a decayed average of values, weighed by the exponentials of their keys, channel by channel."""
 
     lr_scale: ClassVar[Mapping[str, float]] = MappingProxyType({"time_decay": 2.0, "time_first": 3.0})

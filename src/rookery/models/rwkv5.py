@@ -29,7 +29,7 @@ from rookery.ops.fused import token_shift
 __all__ = ["TimeMixing50", "TimeMixing51", "TimeMixing52"]
 
 
-class _TimeMixing5(TimeMixing):
+class _TimeMixing5(TimeMixing[ModelConfig]):
     """What the variants share: heads with a matrix for a state."""
 
     head_norm_epsilon: ClassVar[float] = HEAD_NORM_EPSILON

@@ -30,7 +30,7 @@ __all__ = ["TimeMixing6"]
 _MIXED = 5
 
 
-class TimeMixing6(TimeMixing):
+class TimeMixing6(TimeMixing[ModelConfig]):
     """RWKV-6: RWKV-5.2 whose token shift and decay depend on the data."""
 
     lr_scale: ClassVar[Mapping[str, float]] = MappingProxyType({"time_decay": 2.0})

@@ -30,7 +30,7 @@ from rookery.ops.fused import Mix7, rwkv7_inputs, rwkv7_output, token_shift
 __all__ = ["TimeMixing7"]
 
 
-class TimeMixing7(TimeMixing):
+class TimeMixing7(TimeMixing[ModelConfig]):
     """RWKV-7: the generalised delta rule; a key's old value is removed before the new one is written."""
 
     lr_scale: ClassVar[Mapping[str, float]] = MappingProxyType({"w0": 2.0})
