@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-# Counts the page faults of taking, filling and freeing 64 MB ten times, after ten that do not count: what lies
-# between the first of them makes the heap grow a few times.
+# Counts the page faults of taking, filling and freeing 64 MB ten times, after ten that do not count: what
+# lies between the first of them makes the heap grow a few times.
 _PROGRAM = """
 import resource, sys
 import torch
