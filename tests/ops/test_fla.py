@@ -21,7 +21,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", category=ImportWarning, module=r"fla\.ops\.nsa\.")
     # Its torch.compile decorators load parts of torch that use what torch itself deprecates.
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=r"`torch\.jit\.script")
+    from fla.ops.delta_rule.naive import delta_rule_chunkwise, delta_rule_recurrence
     from fla.ops.generalized_delta_rule.dplr.naive import dplr_chunkwise, dplr_recurrence
+    from fla.ops.gla.naive import naive_recurrent_gla
     from fla.ops.rwkv6.chunk_naive import naive_chunk_rwkv6
     from fla.ops.rwkv6.recurrent_naive import naive_recurrent_rwkv6
 
@@ -98,3 +100,50 @@ def test_wkv6_equals_the_naive_chunked_form(implementation: str) -> None:
     wanted = naive_chunk_rwkv6(q, *others, u).transpose(1, 2)
     got, _ = ops.wkv6(r, log_w, k, v, u, implementation=implementation)
     assert_close(got, wanted, 1e-5, "y")
+
+
+def rivals_inputs(name: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    q, k, v, state = normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), normal(B, H, K, V)
+    if name == "gla":
+        tensors = [q, -normal(B, T, H, K).exp() / 4, k, v, state]
+    else:
+        tensors = [q, torch.nn.functional.normalize(k, dim=-1), v, normal(B, T, H).sigmoid(), state]
+    return [x.requires_grad_() for x in tensors]
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [(name, each) for name in ("gla", "delta_rule") for each in ops.implementations(name)],
+)
+def test_rivals_equal_their_naive_recurrences(name: str, implementation: str) -> None:
+    tensors = rivals_inputs(name)
+    *inputs, state = tensors
+    if name == "gla":
+        q, log_alpha, k, v = inputs
+        wanted = naive_recurrent_gla(q * K**0.5, k, v, log_alpha, state, output_final_state=True)
+    else:
+        q, k, v, beta = (x.transpose(1, 2) for x in inputs)
+        y, after = delta_rule_recurrence(q * K**0.5, k, v, beta, state)
+        wanted = y.transpose(1, 2), after
+    got = getattr(ops, name)(*tensors, implementation=implementation)
+    for what, x, y in zip(("y", "state"), got, wanted, strict=True):
+        assert_close(x, y, 1e-5, what)
+    weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in wanted]
+    gradients = [torch.autograd.grad(outputs, tensors, weights) for outputs in (got, wanted)]
+    for i, (x, y) in enumerate(zip(*gradients, strict=True)):
+        assert_close(x, y, 1e-4, f"gradient of input {i}")
+
+
+@pytest.mark.parametrize("implementation", ops.implementations("delta_rule"))
+def test_the_delta_rule_equals_the_naive_chunked_form(implementation: str) -> None:
+    *inputs, _ = (x.detach() for x in rivals_inputs("delta_rule"))
+    q, k, v, beta = (x.transpose(1, 2) for x in inputs)
+    y, after = delta_rule_chunkwise(q * K**0.5, k, v, beta)
+    got = ops.delta_rule(*inputs, implementation=implementation)
+    for what, x, z in zip(("y", "state"), got, (y.transpose(1, 2), after), strict=True):
+        assert_close(x, z, 1e-5, what)

@@ -15,7 +15,9 @@ from torch import Tensor
 from rookery import ops
 from rookery.errors import ConfigError, StateError
 
-OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7")
+OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7", "gla", "delta_rule")
+# Inputs without a time axis.
+FIXED = {"wkv4": (0, 1), "wkv5": (1, 4), "wkv6": (4,)}
 # Everything but the loop itself; later implementations join by being in the table.
 COMPARED = [
     (name, implementation)
@@ -47,7 +49,7 @@ class Call:
 
     def moves(self, i: int) -> bool:
         """Whether input i has a time axis."""
-        return self.inputs[i].dim() == (3 if self.name == "wkv4" else 4)
+        return i not in FIXED.get(self.name, ())
 
     def gradients(self, outputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Gradients to every input and the initial state, of fixed random sums of y and the final state."""
@@ -89,7 +91,14 @@ def make(
         decay = normal(H, K) if name == "wkv5" else normal(B, T, H, K)
         v, state = normal(B, T, H, V), normal(B, H, K, V)
         place = 1
-        if name == "wkv7":
+        if name == "delta_rule":
+            # No decay: the place is that of beta, and its strongest is 1.
+            strongest, usual, place = -1.0, decay[..., 0].sigmoid(), 3
+            inputs = [r, torch.nn.functional.normalize(k, dim=-1), v, usual, state]
+        elif name == "gla":
+            strongest, usual = 50.0, -decay.exp()
+            inputs = [r, usual, k, v, state]
+        elif name == "wkv7":
             strongest = STRONGEST_DECAY_OF_7
             usual = -strongest * decay.sigmoid()
             removal = torch.nn.functional.normalize(normal(B, T, H, K), dim=-1)
@@ -366,7 +375,7 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="starts is"):
         function(*inputs, starts=torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(ConfigError, match="at least one token"):
-        function(*(x[:, :0] if x.dim() >= (3 if name == "wkv4" else 4) else x for x in inputs))
+        function(*(x if i in FIXED.get(name, ()) else x[:, :0] for i, x in enumerate(inputs)))
     with pytest.raises(ConfigError, match="is unknown"):
         function(*inputs, implementation="other")
     for i, x in enumerate(inputs):

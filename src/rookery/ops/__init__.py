@@ -1,4 +1,4 @@
-"""The four recurrences of RWKV as differentiable torch functions.
+"""The four recurrences of RWKV, and those of GLA and DeltaNet, as differentiable torch functions.
 
 Each takes the state before the first token and gives the state after the last one, so that a sequence can be
 cut anywhere. Each has several implementations that compute the same; `chosen` says which one a call uses.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 
 from rookery.errors import ConfigError
+from rookery.ops import delta_rule as _delta_rule
+from rookery.ops import gla as _gla
 from rookery.ops import wkv4 as _wkv4
 from rookery.ops import wkv5 as _wkv5
 from rookery.ops import wkv6 as _wkv6
@@ -20,6 +22,8 @@ _TABLES = {
     "wkv5": _wkv5.IMPLEMENTATIONS,
     "wkv6": _wkv6.IMPLEMENTATIONS,
     "wkv7": _wkv7.IMPLEMENTATIONS,
+    "gla": _gla.IMPLEMENTATIONS,
+    "delta_rule": _delta_rule.IMPLEMENTATIONS,
 }
 
 # The functions take the place of the submodules of the same names, whose parts are imported by full path.
@@ -27,8 +31,10 @@ wkv4 = _wkv4.wkv4
 wkv5 = _wkv5.wkv5
 wkv6 = _wkv6.wkv6
 wkv7 = _wkv7.wkv7
+gla = _gla.gla
+delta_rule = _delta_rule.delta_rule
 
-__all__ = ["chosen", "implementations", "wkv4", "wkv5", "wkv6", "wkv7"]
+__all__ = ["chosen", "delta_rule", "gla", "implementations", "wkv4", "wkv5", "wkv6", "wkv7"]
 
 
 def implementations(name: str) -> tuple[str, ...]:
@@ -53,7 +59,7 @@ def chosen(
     """The name of the implementation that a call would use.
 
     Args:
-        name: "wkv4", "wkv5", "wkv6" or "wkv7".
+        name: "wkv4", "wkv5", "wkv6", "wkv7", "gla" or "delta_rule".
         tokens: length T of the rows.
         device: where the inputs are.
         dtype: of the inputs; all but float64 are computed in float32.

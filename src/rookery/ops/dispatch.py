@@ -1,4 +1,4 @@
-"""Choosing, checking and calling an implementation: what the four recurrences share around their mathematics.
+"""Choosing, checking and calling an implementation: what the recurrences share around their mathematics.
 
 Each recurrence has a table of `Implementation` rows, the preferred ones first. Choosing is one pass over it:
 the first row that serves the call (device, dtype, number of tokens, what is installed) computes it.

@@ -84,6 +84,11 @@ def _rival(name: RivalName, **defaults: Callable[[int], int]) -> Callable[..., R
     return config
 
 
+def _at_most_64(width: int) -> int:
+    """RWKV's."""
+    return min(64, width)
+
+
 def _quarter_at_most_64(width: int) -> int:
     """Four heads and more, as small GPTs have them."""
     return min(64, width // 4 or width)
@@ -146,6 +151,20 @@ _ROWS = (
         summary="an average of values weighted by keys alone",
         source="arXiv 2105.14103",
         config=_rival("aft-simple"),
+    ),
+    Mixer(
+        name="gla",
+        title="GLA",
+        summary="linear attention with matrices as states, which decay by as much as the data wants",
+        source="arXiv 2312.06635",
+        config=_rival("gla", head_size=_at_most_64),
+    ),
+    Mixer(
+        name="deltanet",
+        title="DeltaNet",
+        summary="linear attention that replaces what its state holds under a key",
+        source="arXiv 2406.06484",
+        config=_rival("deltanet", head_size=_at_most_64),
     ),
 )
 

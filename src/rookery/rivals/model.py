@@ -17,7 +17,9 @@ from rookery.models.sequence_model import Block, LayerState, SequenceModel
 from rookery.rivals.aft_simple import AFTSimple
 from rookery.rivals.attention import Attention
 from rookery.rivals.config import RivalConfig, RivalName
+from rookery.rivals.deltanet import DeltaNet
 from rookery.rivals.gelu_mixing import GeluMixing
+from rookery.rivals.gla import GLA
 from rookery.rivals.lstm import LSTM
 from rookery.rivals.mixing import ANY, RivalMixing
 from rookery.rivals.rnn import RNN
@@ -29,6 +31,8 @@ MIXINGS: dict[RivalName, type[RivalMixing]] = {
     "rnn": RNN,
     "lstm": LSTM,
     "aft-simple": AFTSimple,
+    "gla": GLA,
+    "deltanet": DeltaNet,
 }
 
 CHANNEL_MIXINGS: dict[str, type[ChannelMixing]] = {"rwkv7": ChannelMixing7, "gelu": GeluMixing}
