@@ -79,6 +79,16 @@ def test_a_png_is_written_whole(tmp_path):
     assert (tmp_path / "plot.png").read_bytes() == style.png(figure, dpi=40)
 
 
+def test_shades_go_from_one_end_to_the_other():
+    assert style.shades(0) == []
+    assert style.shades(1) == ["#2b9aa8"]
+    assert style.shades(2) == ["#2b9aa8", "#dc6b3c"]
+    assert len(set(style.shades(48))) == 48
+    for color in style.shades(48):
+        assert contrast(color, style.PAPER) > 2.9
+        assert contrast(color, style.DARK[style.PAPER]) > 4
+
+
 def test_colours_fade_to_nothing():
     shades = style.color_map(style.SERIES[0])
     assert shades(0.0)[3] == pytest.approx(0)

@@ -35,6 +35,9 @@ VERBS: dict[str, dict[str, str]] = {
         "generate": "continue a prompt, streaming",
         "chat": "talk with a model, in constant memory",
     },
+    "Measure it": {
+        "look": "a page of what goes on inside a model while it reads a text",
+    },
     "Look after files": {
         "inspect": "say what a model file holds: version, sizes, state, tokenizer",
         "convert": "write a model in another format",

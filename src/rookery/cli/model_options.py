@@ -122,12 +122,17 @@ def begin_session(model: LanguageModel, args: Namespace, defaults: SamplingParam
     return session
 
 
-def load_model(args: Namespace) -> LanguageModel:
-    """The model that the arguments name."""
+def load_model(args: Namespace, *, backend: str | None = None) -> LanguageModel:
+    """The model that the arguments name, in a backend that is asked for, or the one that suits."""
     from rookery.generate import load
 
     return load(
-        args.model, device=args.device, dtype=args.dtype, tokenizer=args.tokenizer, threads=args.threads
+        args.model,
+        backend=backend,
+        device=args.device,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        threads=args.threads,
     )
 
 

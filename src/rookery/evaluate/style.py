@@ -38,6 +38,7 @@ __all__ = [
     "new_figure",
     "png",
     "save_png",
+    "shades",
     "svg",
     "title",
 ]
@@ -210,6 +211,27 @@ def title(axes: Axes, text: str, **options: Any) -> None:
     """A title in house style: bold, on the left."""
     with context():
         axes.set_title(text, **options)
+
+
+_SHADES = ("#2b9aa8", "#3f83dc", "#8a63d2", "#c9549a", "#dc6b3c")
+
+
+def shades(count: int) -> list[str]:
+    """Colours of things in an order, such as layers from the lowest: teal, blue, violet, pink, orange.
+
+    They are seen on light and on dark paper alike.
+    """
+    places = [i * (len(_SHADES) - 1) / max(count - 1, 1) for i in range(count)]
+    colors = []
+    for place in places:
+        low = min(int(place), len(_SHADES) - 2)
+        pairs = zip(_channels(_SHADES[low]), _channels(_SHADES[low + 1]), strict=True)
+        colors.append("#" + "".join(f"{round(a + (place - low) * (b - a)):02x}" for a, b in pairs))
+    return colors
+
+
+def _channels(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
 def color_map(color: str = SERIES[0]) -> Any:
