@@ -97,15 +97,20 @@ def decode(setting: Setting) -> list[Figure]:
     figures = []
     for ours, theirs, bound in (("q8", "q8", 2.0), ("q4", "q4", 2.0), ("bf16", "f16", 1.6)):
         figures += _ratio("decode, 1 stream", seconds, f"rookery {ours}", _LLAMA[theirs], bound)
-    for kind, bound in (("bf16", 0.8), ("q8", 0.8), ("q4", 0.7)):
+    bandwidth = statistics.median(seconds["bandwidth"])
+    figures.append(Figure("decode, 1 stream: read bandwidth in the same rounds", bandwidth / 1e9, "GB/s"))
+    for kind, theirs, bound in (("bf16", "f16", 0.8), ("q8", "q8", 0.8), ("q4", "q4", 0.7)):
         count = bytes_of_a_step(setting.files[kind], token_ids(8), threads=setting.threads)
         # Seconds that the bytes would take at the bandwidth of the same round, over those that the step took.
         needed = [count / each for each in seconds["bandwidth"]]
         share = quotient(needed, seconds[f"rookery {kind}"])
-        figures.append(
-            Figure(f"decode, 1 stream, {kind}: bytes read / bandwidth", share, "ratio", bound=bound)
-        )
-        figures.append(Figure(f"decode, 1 stream, {kind}: bytes read a token", count / 1e6, "MB"))
+        name = f"decode, 1 stream, {kind}"
+        figures.append(Figure(f"{name}: bytes read / bandwidth", share, "ratio", bound=bound))
+        figures.append(Figure(f"{name}: bytes read a token", count / 1e6, "MB"))
+        peer = _LLAMA[theirs]
+        if peer in seconds:
+            most = quotient(seconds[peer], needed)
+            figures.append(Figure(f"{name}: the bandwidth itself / {peer}", most, "ratio"))
     figures += _rates("decode, 1 stream", seconds, 1)
     return figures + agreement
 
