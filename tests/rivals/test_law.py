@@ -121,7 +121,8 @@ def test_no_token_sees_a_later_one(models, name: str):
     changed[0, 15] = (changed[0, 15] + 1) % 29
     with torch.no_grad():
         one, other = model(tokens)[0], model(changed)[0]
-    assert torch.equal(one[:, :15], other[:, :15])
+    # The largest key, by which AFT scales, may be a later one: that leaves a rounding's worth.
+    torch.testing.assert_close(one[:, :15], other[:, :15], rtol=1e-12, atol=1e-12)
     assert ((one - other)[:, 15:].abs().amax(-1) > 1e-9).all()
 
 

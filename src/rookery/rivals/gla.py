@@ -61,9 +61,12 @@ class GLA(RivalMixing):
         """See ``TimeMixing.forward``."""
         decay = full_precision(self.decay_up(self.decay_down(x)))
         log_alpha = F.logsigmoid(decay) / _TEMPERATURE
-        inputs = (self.query(x), log_alpha, self.key(x), self.value(x))
+        heads = (*x.shape[:2], self.config.num_heads, -1)
         y, memory = gla(
-            *(each.unflatten(-1, (self.config.num_heads, -1)) for each in inputs),
+            self.query(x).view(heads),
+            log_alpha.view(heads),
+            self.key(x).view(heads),
+            self.value(x).view(heads),
             None if state is None else state.memory,
             starts=starts,
             implementation=implementation,

@@ -84,6 +84,15 @@ def _rival(name: RivalName, **defaults: Callable[[int], int]) -> Callable[..., R
     return config
 
 
+def _context(width: int) -> int:
+    return 1024
+
+
+def _position_rank(width: int) -> int:
+    """With a context of 1024 and at width 128, half as many numbers as in AFT's four matrices."""
+    return 16
+
+
 def _at_most_64(width: int) -> int:
     """RWKV's."""
     return min(64, width)
@@ -144,6 +153,14 @@ _ROWS = (
         summary="a vector as state behind gates that forget, write and show",
         source="Hochreiter and Schmidhuber 1997",
         config=_rival("lstm"),
+    ),
+    Mixer(
+        name="aft",
+        title="AFT",
+        summary="an average of values weighted by keys and learned biases of pairs of positions",
+        source="arXiv 2105.14103",
+        grows=True,
+        config=_rival("aft", context=_context, position_rank=_position_rank),
     ),
     Mixer(
         name="aft-simple",

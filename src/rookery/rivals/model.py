@@ -14,6 +14,7 @@ from torch import Tensor
 from rookery.errors import StateError
 from rookery.models.channel_mixing import ChannelMixing, ChannelMixing7
 from rookery.models.sequence_model import Block, LayerState, SequenceModel
+from rookery.rivals.aft import AFT
 from rookery.rivals.aft_simple import AFTSimple
 from rookery.rivals.attention import Attention
 from rookery.rivals.config import RivalConfig, RivalName
@@ -30,6 +31,7 @@ MIXINGS: dict[RivalName, type[RivalMixing]] = {
     "attention": Attention,
     "rnn": RNN,
     "lstm": LSTM,
+    "aft": AFT,
     "aft-simple": AFTSimple,
     "gla": GLA,
     "deltanet": DeltaNet,
