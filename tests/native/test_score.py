@@ -126,7 +126,7 @@ def test_targets_that_are_none(scoring_model, targets: list, problem: str):
 
 def test_what_is_not_finite_is_said(scoring_model):
     request = (0, [1, 2, 3], np.array([[0, 1]]))
-    with pytest.raises(StateError, match="its weights do"):
+    with pytest.raises(StateError, match="the weights do"):
         scoring_model("7", broken=True).score([request], initial_state(scoring_model("7").config))
     pool = initial_state(scoring_model("7").config)
     pool.wkv[0, 0, 0, 0, 0] = np.nan

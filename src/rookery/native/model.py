@@ -29,7 +29,9 @@ MAX_THREADS: int = _engine.MAX_THREADS
 # csrc/model/pass.h, kPromptTokens: rows whose logits are there at one time.
 _SCORED_AT_ONCE = 128
 
-_LOGITS_NOT_FINITE = "the model's logits hold NaN or infinity: its weights do (`rookery inspect` checks them), or it overflowed"
+_LOGITS_NOT_FINITE = (
+    "the logits hold NaN or infinity: the weights do (see `rookery inspect`), or the model overflowed"
+)
 
 
 def load(checkpoint: Checkpoint, *, dtype: str | None = None, threads: int | None = None) -> NativeModel:
@@ -191,7 +193,17 @@ class NativeModel:
         check_whole(self._embedding, self._path)
         try:
             fault = self._model.score(
-                np.concatenate(spans), counts, slots, *pool, rows, targets, found, likeliest, room
+                np.concatenate(spans),
+                counts,
+                slots,
+                pool.time_shift,
+                pool.channel_shift,
+                pool.wkv,
+                rows,
+                targets,
+                found,
+                likeliest,
+                room,
             )
         except ValueError as error:
             raise ConfigError(f"{error}; was the text encoded by another model's tokenizer?") from None
