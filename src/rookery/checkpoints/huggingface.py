@@ -25,7 +25,16 @@ from rookery.checkpoints.torch_file import read_torch
 from rookery.config import ModelConfig
 from rookery.errors import CheckpointError
 
-__all__ = ["is_huggingface", "load_huggingface", "save_huggingface"]
+__all__ = [
+    "is_huggingface",
+    "load_huggingface",
+    "read_json",
+    "read_tokenizer",
+    "read_weights",
+    "save_huggingface",
+]
+
+Ignore = Callable[[str], bool] | None
 
 _VERSIONS = {"rwkv": "4", "rwkv7": "7", "rwkv7_fla": "7"}
 
@@ -45,7 +54,7 @@ _WORLD_VOCABULARY = "rwkv_vocab_v20230424.txt"
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder has a ``config.json`` that names a model type."""
     try:
-        return "model_type" in _read_json(folder / "config.json")
+        return "model_type" in read_json(folder / "config.json")
     except CheckpointError:
         return False
 
@@ -57,7 +66,7 @@ def load_huggingface(folder: Path) -> Checkpoint:
         CheckpointError: the model is of another type or has options that RWKV has not, weights are missing,
             or a file is broken.
     """
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     model_type = settings.get("model_type")
     version = _VERSIONS.get(model_type) if isinstance(model_type, str) else None
     if version is None:
@@ -71,14 +80,14 @@ def load_huggingface(folder: Path) -> Checkpoint:
                 folder / "config.json",
                 f"{option} is {settings[option]!r}; RWKV-{version} has {value!r}",
             )
-    there, metadata = _read_weights(folder)
+    there, metadata = read_weights(folder)
     if settings.get("tie_word_embeddings") is True:
         rows = names(version, 0)
         embedding = there.get(rows["emb.weight"].name)
         if embedding is not None:
             there.setdefault(rows["head.weight"].name, embedding)
     tensors = _to_official(there, version, folder)
-    loaded = assemble(tensors, tokenizer=_read_tokenizer(folder, metadata), path=folder)
+    loaded = assemble(tensors, tokenizer=read_tokenizer(folder, metadata), path=folder)
     if loaded.config.version == "7":
         _check_fla(loaded.config, folder)
     return loaded
@@ -194,7 +203,12 @@ def _check_fla(config: ModelConfig, folder: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds something else.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -204,31 +218,44 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_weights(folder: Path, *, ignore: Ignore = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a folder under their own names, and the metadata of their file.
+
+    Args:
+        folder: with the weights whole or in shards.
+        ignore: says of a tensor's name whether to pass over it, whatever it is.
+
+    Raises:
+        CheckpointError: there are none, or a file is broken.
+    """
     for name in _WHOLE:
         if (folder / name).is_file():
-            return _read_part(folder / name)
+            return _read_part(folder / name, ignore)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            return _read_shards(index), {}
+            return _read_shards(index, ignore), {}
     raise CheckpointError(folder, f"has a config.json but no weights; expected {' or '.join(_WHOLE)}")
 
 
-def _read_part(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    return read_safetensors(path) if path.suffix == ".safetensors" else (read_torch(path), {})
+def _read_part(path: Path, ignore: Ignore) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        return read_safetensors(path, ignore=ignore)
+    return read_torch(path, ignore=ignore), {}
 
 
-def _read_shards(index: Path) -> dict[str, np.ndarray]:
-    weight_map = _read_json(index).get("weight_map")
+def _read_shards(index: Path, ignore: Ignore) -> dict[str, np.ndarray]:
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(index, "has no weight_map, which says where each tensor is")
     shards: dict[str, dict[str, np.ndarray]] = {}
     tensors: dict[str, np.ndarray] = {}
     for name, shard in weight_map.items():
+        if ignore is not None and ignore(name):
+            continue
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise CheckpointError(index, f"points to {shard!r}, which is no file of this folder", tensor=name)
         if shard not in shards:
-            shards[shard] = _read_part(index.parent / shard)[0]
+            shards[shard] = _read_part(index.parent / shard, ignore)[0]
         if name not in shards[shard]:
             raise CheckpointError(
                 index.parent / shard, "is missing, but the index places it here", tensor=name
@@ -271,7 +298,12 @@ def _split_fused_mixing(there: dict[str, np.ndarray], folder: Path) -> dict[str,
     return tensors
 
 
-def _read_tokenizer(folder: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+def read_tokenizer(folder: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    """The specification of a folder's tokenizer: of the weights' metadata, or a file's; None where none is.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     if tokenizer_spec.METADATA_KEY in metadata:
         own = tokenizer_spec.decode(metadata[tokenizer_spec.METADATA_KEY], folder / "model.safetensors")
         if own is not None:

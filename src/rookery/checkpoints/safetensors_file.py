@@ -8,7 +8,7 @@ would not let the old file stay until the new one is whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,11 +24,29 @@ from rookery.errors import CheckpointError
 __all__ = ["read_safetensors", "write_safetensors"]
 
 _DTYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# Bytes of a number of other dtypes, to pass over what is no weight.
+_OTHER_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "U16": 2,
+    "I16": 2,
+    "U32": 4,
+    "I32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+}
 _CODES = {DTYPES[name]: code for code, name in _DTYPE_NAMES.items()}
 
 
-def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_safetensors(
+    path: str | Path, *, ignore: Callable[[str], bool] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors of a file, as read-only views of it, and its metadata.
+
+    Args:
+        ignore: says of a tensor's name whether to pass over it, whatever it is.
 
     Raises:
         CheckpointError: the file is broken, or a tensor has a dtype that weights do not have.
@@ -45,6 +63,9 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
     offset = 8 + int.from_bytes(file.bytes[:8], "little")
     tensors = {}
     for name, code, shape in specs:
+        if ignore is not None and ignore(name) and code in _OTHER_BYTES:
+            offset += prod(shape) * _OTHER_BYTES[code]
+            continue
         if code not in _DTYPE_NAMES:
             raise CheckpointError(
                 path,
@@ -52,7 +73,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str,
                 tensor=name,
             )
         dtype = DTYPES[_DTYPE_NAMES[code]]
-        tensors[name] = file.array(offset, dtype, shape, tensor=name)
+        if ignore is None or not ignore(name):
+            tensors[name] = file.array(offset, dtype, shape, tensor=name)
         offset += prod(shape) * dtype.itemsize
     return tensors, metadata
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,8 +46,11 @@ _LARGEST_PICKLE = 64 << 20
 _LOCAL_HEADER = struct.Struct("<4s22x2H")
 
 
-def read_torch(path: str | Path) -> dict[str, np.ndarray]:
+def read_torch(path: str | Path, *, ignore: Callable[[str], bool] | None = None) -> dict[str, np.ndarray]:
     """The tensors of a dictionary saved by ``torch.save``, as read-only views of the file.
+
+    Args:
+        ignore: says of a tensor's name whether to pass over it, whatever it is.
 
     Raises:
         CheckpointError: the file is broken, names anything but tensors and plain containers, or holds
@@ -56,7 +59,7 @@ def read_torch(path: str | Path) -> dict[str, np.ndarray]:
     file = MappedFile(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _Archive(file, archive).tensors()
+            return _Archive(file, archive).tensors(ignore)
     # What zipfile raises on broken archives; RuntimeError where they are encrypted.
     except (
         zipfile.BadZipFile,
@@ -89,7 +92,7 @@ class _Archive:
         if f"{self.root}constants.pkl" in self.entries:
             raise CheckpointError(self.path, "is a TorchScript archive; save the model's state dict instead")
 
-    def tensors(self) -> dict[str, np.ndarray]:
+    def tensors(self, ignore: Callable[[str], bool] | None) -> dict[str, np.ndarray]:
         references = self.references()
         if not isinstance(references, dict):
             raise CheckpointError(
@@ -104,7 +107,8 @@ class _Archive:
                     f"holds a {type(value).__name__} under {name!r}, expected tensors alone; "
                     "save the model's state dict without what surrounds it",
                 )
-        return {name: self.tensor(name, value) for name, value in references.items()}
+        wanted = references if ignore is None else [name for name in references if not ignore(name)]
+        return {name: self.tensor(name, references[name]) for name in wanted}
 
     def references(self) -> Any:
         name = f"{self.root}data.pkl"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
+from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rookery.checkpoints import Checkpoint, dense
 from rookery.errors import CheckpointError
 from rookery.models.model import RWKV
 
-__all__ = ["from_checkpoint", "to_tensors"]
+__all__ = ["fill", "from_checkpoint", "to_tensors"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 # Some files keep them in layer 0, which has nothing to mix its values with: nothing reads them.
 _UNUSED = frozenset({"blocks.0.att.v0", "blocks.0.att.v1", "blocks.0.att.v2"})
@@ -31,22 +36,50 @@ def from_checkpoint(
     Raises:
         CheckpointError: a tensor is missing, is not one of the model's, or has another shape.
     """
-    path = checkpoint.path
     with torch.device("meta"):
         model = RWKV(checkpoint.config)
     wanted = model.state_dict()
     arrays = {
-        name: array for name, array in checkpoint.tensors.items() if name in wanted or name not in _UNUSED
+        name: dense(array)
+        for name, array in checkpoint.tensors.items()
+        if name in wanted or name not in _UNUSED
     }
+    title = f"RWKV-{checkpoint.config.version}"
+    return fill(model, arrays, path=checkpoint.path, title=title, device=device, dtype=dtype)
+
+
+def fill(
+    model: Model,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    path: str | Path | None,
+    title: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """Give a model, made on the device "meta", copies of arrays as its parameters.
+
+    Args:
+        model: of any architecture.
+        arrays: all its parameters, by their names in the model.
+        path: where they are from, for messages.
+        title: the model's name in messages.
+        device: where the model is to be.
+        dtype: of all parameters; by default the narrowest that holds every array exactly.
+
+    Raises:
+        CheckpointError: an array is missing, is not one of the model's, or has another shape.
+    """
+    wanted = model.state_dict()
     for name in arrays.keys() - wanted.keys():
-        raise CheckpointError(path, f"RWKV-{checkpoint.config.version} has no such tensor", tensor=name)
+        raise CheckpointError(path, f"is surplus: {title} has no such tensor", tensor=name)
     for name, parameter in wanted.items():
         if name not in arrays:
             raise CheckpointError(path, f"is missing; expected shape {tuple(parameter.shape)}", tensor=name)
         if arrays[name].shape != tuple(parameter.shape):
             problem = f"has shape {arrays[name].shape}, expected {tuple(parameter.shape)}"
             raise CheckpointError(path, problem, tensor=name)
-    tensors = {name: _to_torch(dense(arrays[name])) for name in wanted}
+    tensors = {name: _to_torch(arrays[name]) for name in wanted}
     if dtype is None:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     copies = {name: tensor.to(device, dtype, copy=True) for name, tensor in tensors.items()}
@@ -54,7 +87,7 @@ def from_checkpoint(
     return model.requires_grad_()
 
 
-def to_tensors(model: RWKV) -> dict[str, np.ndarray]:
+def to_tensors(model: nn.Module) -> dict[str, np.ndarray]:
     """The model's parameters under their official names, as a ``Checkpoint`` holds them.
 
     Arrays of a model on the CPU share its memory: copy what is to outlive the next step of training.

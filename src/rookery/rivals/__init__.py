@@ -13,7 +13,20 @@ whole gives.
 from __future__ import annotations
 
 from rookery.rivals.config import RivalConfig
+from rookery.rivals.files import load, load_tokenizer, save
 from rookery.rivals.mixers import MIXERS, Mixer, build, sizes_for
 from rookery.rivals.tree import leaves, map_state, state_bytes
 
-__all__ = ["MIXERS", "Mixer", "RivalConfig", "build", "leaves", "map_state", "sizes_for", "state_bytes"]
+__all__ = [
+    "MIXERS",
+    "Mixer",
+    "RivalConfig",
+    "build",
+    "leaves",
+    "load",
+    "load_tokenizer",
+    "map_state",
+    "save",
+    "sizes_for",
+    "state_bytes",
+]
