@@ -36,6 +36,7 @@ VERBS: dict[str, dict[str, str]] = {
         "chat": "talk with a model, in constant memory",
     },
     "Measure it": {
+        "bench": "time to the first token, tokens per second and memory, against context and size",
         "look": "a page of what goes on inside a model while it reads a text",
     },
     "Look after files": {

@@ -1,0 +1,268 @@
+"""The process that measures one point: ``python -m rookery.evaluate.bench.worker``, a request on stdin.
+
+It is a fresh one for each point, so that memory of the point before does not count, and a point that takes
+too much or too long can be ended.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import warnings
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from rookery import checkpoints
+from rookery.checkpoints import Checkpoint
+from rookery.config import ModelConfig
+from rookery.evaluate.bench.families import FAMILIES, rwkv_config
+from rookery.evaluate.bench.memory import peak_bytes, reset_peak, resident_bytes
+from rookery.evaluate.bench.point import Point
+
+__all__ = ["ANSWER", "Subject", "main", "measure", "random_checkpoint"]
+
+ANSWER = "rookery-bench:"
+"""What the line of the answer begins with: libraries write to standard output as well."""
+
+_WARM_UP, _WARM_UP_STEPS = 16, 3
+
+
+class Subject(ABC):
+    """A model that reads tokens. What loads it is called after the libraries are there."""
+
+    attention: str | None = None
+
+    @abstractmethod
+    def load(self) -> None:
+        """Have the weights."""
+
+    @abstractmethod
+    def read(self, tokens: list[int]) -> int:
+        """Read on; returns the likeliest next token, so that all is computed when it returns."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """A new stream."""
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """Tokens that it knows."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """How many it has."""
+
+
+class Rookery(Subject):
+    """A model in one of this package's backends."""
+
+    def __init__(self, point: Point):
+        from rookery.generate.backend import choose
+
+        choose(point.backend, point.device)
+        if point.backend == "torch":
+            import torch  # noqa: F401  # Before the first look at memory.
+
+            import rookery.generate.torch_backend
+        else:
+            import rookery.generate.native_backend  # noqa: F401
+        self.point = point
+        self.backend: Any = None
+        self.state: Any = None
+        self.count = 0
+
+    def load(self) -> None:
+        """From the file, or random."""
+        from rookery.generate.backend import open_backend
+
+        point = self.point
+        if point.family == "file":
+            checkpoint = checkpoints.load(point.size)
+        else:
+            checkpoint = random_checkpoint(rwkv_config(point.family, point.size), point.dtype)
+        self.count = sum(tensor.size for tensor in checkpoint.tensors.values())
+        self.backend = open_backend(
+            checkpoint, name=point.backend, device=point.device, dtype=point.dtype, threads=point.threads
+        )
+        self.forget()
+
+    def read(self, tokens: list[int]) -> int:
+        """Through the backend, with a carried state."""
+        logits, self.state = self.backend.forward(np.array([tokens]), self.state, last_only=True)
+        return int(logits[0, -1].argmax())
+
+    def forget(self) -> None:
+        """The initial state."""
+        self.state = self.backend.initial_state()
+
+    @property
+    def vocabulary(self) -> int:
+        """Of the configuration."""
+        return self.backend.config.vocab_size
+
+    @property
+    def parameters(self) -> int:
+        """Of the checkpoint."""
+        return self.count
+
+
+class Transformers(Subject):
+    """A model of transformers with random weights, on one of its caches."""
+
+    def __init__(self, point: Point):
+        import torch
+        import transformers
+
+        torch.set_num_threads(point.threads)
+        self.torch, self.transformers = torch, transformers
+        self.point = point
+        self.model: Any = None
+        self.cache: Any = None
+
+    def load(self) -> None:
+        """Random weights of the published shape; positions reach as far as the context wants."""
+        point, family = self.point, FAMILIES[self.point.family]
+        sizes = dict(family.sizes[point.size])
+        if family.model_type != "bloom":
+            sizes["max_position_embeddings"] = max(2048, point.context + point.tokens + _WARM_UP)
+        config = self.transformers.AutoConfig.for_model(family.model_type, **sizes)
+        dtype = getattr(self.torch, point.dtype)
+        with self.torch.device(point.device):
+            self.model = self.transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        self.model = self.model.to(point.device).eval().requires_grad_(requires_grad=False)
+        self.attention = self.model.config._attn_implementation
+
+    def read(self, tokens: list[int]) -> int:
+        """With the cache of what was read before."""
+        ids = self.torch.tensor([tokens], device=self.point.device)
+        with self.torch.inference_mode():
+            out = self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.cache = out.past_key_values
+        return int(out.logits[0, -1].argmax())
+
+    def forget(self) -> None:
+        """Without a cache."""
+        self.cache = None
+
+    @property
+    def vocabulary(self) -> int:
+        """Of the configuration."""
+        return self.model.config.vocab_size
+
+    @property
+    def parameters(self) -> int:
+        """Each tensor once."""
+        return sum(each.numel() for each in self.model.parameters())
+
+
+def random_checkpoint(config: ModelConfig, dtype: str) -> Checkpoint:
+    """Weights that cost what trained ones do: no zeros, no denormal numbers, norms near 1."""
+    # Blocks of 8 and 4 bits are made of 16.
+    kind = np.dtype(np.float32) if dtype == "float32" else checkpoints.DTYPES["bfloat16"]
+    tile = np.random.default_rng(0).normal(0, 0.02, 1_000_003).astype(kind)
+    tensors = {}
+    for name, shape in checkpoints.expected_shapes(config).items():
+        tensor = np.empty(math.prod(shape), kind)
+        if ".ln" in name or name.startswith("ln"):
+            tensor[:] = 1.0 if name.endswith("weight") else 0.0
+        else:
+            # Drawing every weight would take longer than what is measured.
+            for first in range(0, tensor.size, tile.size):
+                part = tensor[first : first + tile.size]
+                part[:] = tile[: part.size]
+        tensors[name] = tensor.reshape(shape)
+    return Checkpoint(config=config, tensors=tensors)
+
+
+def measure(point: Point, subject: Subject) -> dict[str, Any]:
+    """The figures of one point, by the names of ``Row``."""
+    before = resident_bytes()
+    began = time.perf_counter()
+    subject.load()
+    load_s = time.perf_counter() - began
+    load_peak = peak_bytes()
+    gc.collect()
+    loaded = resident_bytes()
+    reset = reset_peak()
+    tokens = np.random.default_rng(1).integers(0, subject.vocabulary, point.context).tolist()
+    # Not the whole prompt: it may take minutes. Pages are touched and code is chosen all the same.
+    following = subject.read(tokens[:_WARM_UP])
+    for _ in range(_WARM_UP_STEPS):
+        following = subject.read([following])
+    subject.forget()
+    began = time.perf_counter()
+    following = subject.read(tokens)
+    first_token_s = time.perf_counter() - began
+    steps = []
+    for _ in range(point.tokens):
+        began = time.perf_counter()
+        following = subject.read([following])
+        steps.append(time.perf_counter() - began)
+    return {
+        "parameters": subject.parameters,
+        "attention": subject.attention,
+        "load_s": load_s,
+        "first_token_s": first_token_s,
+        "tokens_per_s": 1 / statistics.median(steps),
+        "before_bytes": before,
+        "loaded_bytes": loaded,
+        "load_peak_bytes": load_peak,
+        "peak_bytes": peak_bytes() if reset else None,
+        "gpu_peak_bytes": _gpu_peak() if point.device == "cuda" else None,
+    }
+
+
+def main() -> int:
+    """Read a request, answer it."""
+    request = json.load(sys.stdin)
+    point = Point(**request["point"])
+    # Nothing is fetched, and what libraries say is no answer.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    warnings.simplefilter("ignore")
+    if request["memory"] is not None and point.device == "cpu":
+        _limit(request["memory"])
+    try:
+        subject = (Transformers if point.backend == "transformers" else Rookery)(point)
+        answer = measure(point, subject)
+    except Exception as error:
+        answer = {"skipped": _reason(error, request["memory"])}
+    print(ANSWER + json.dumps(answer), flush=True)
+    return 0
+
+
+def _limit(memory: int) -> None:
+    """Let the kernel refuse more memory, so that no other process is ended for it."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    except (ImportError, OSError, ValueError):
+        pass
+
+
+def _reason(error: Exception, memory: int | None) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    if isinstance(error, MemoryError) or "alloc" in first.lower() or "out of memory" in first.lower():
+        limit = "" if memory is None else f" than the {memory / 1e9:.1f} GB that are allowed"
+        return f"it needs more memory{limit}"
+    return f"it failed: {type(error).__name__}: {first[:200]}"
+
+
+def _gpu_peak() -> int:
+    import torch
+
+    return torch.cuda.max_memory_allocated()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
