@@ -115,7 +115,7 @@ def run(args: Namespace) -> int:
             require("torch", extra="train", purpose=f"Measuring in {point.backend}")
         if point.backend == "transformers":
             title = FAMILIES[point.family].title
-            require("transformers", extra="dev", purpose=f"Measuring {title}")
+            require("transformers", extra="evaluate", purpose=f"Measuring {title}")
     with progress("measuring") as advance:
         rows = run(
             points,

@@ -54,7 +54,7 @@ def run(args: Namespace) -> int:
         inside = look_inside(
             model,
             tokens,
-            start=start_token(model.tokenizer),
+            start=start_token(model),
             looks=args.looks,
             changes=args.changes,
             seed=args.seed,

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html import unescape
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,10 +305,14 @@ def test_bad_input_is_refused(model):
 
 
 def test_what_is_read_before_a_text():
-    assert start_token(None) is None
-    assert start_token(ByteTokenizer()) == ByteTokenizer().end_of_text
-    assert start_token(CharTokenizer("ab\n")) == CharTokenizer("ab\n").encode("\n")[0]
-    assert start_token(CharTokenizer("ab")) is None
+    def start(tokenizer):
+        config = sized("4", vocab_size=256, width=1, num_layers=1)
+        return start_token(SimpleNamespace(tokenizer=tokenizer, config=config))
+
+    assert start(None) is None
+    assert start(ByteTokenizer()) == ByteTokenizer().end_of_text
+    assert start(CharTokenizer("ab\n")) == CharTokenizer("ab\n").encode("\n")[0]
+    assert start(CharTokenizer("ab")) is None
 
 
 def test_progress_reaches_its_end(model):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.errors import ConfigError, DataError, TokenizerError
+from rookery.evaluate.first_token import choose_first_token
 from rookery.evaluate.look.influence import Influence, change, choose_changes, replacements
 from rookery.evaluate.look.trace import FIXED_DECAY, Seen, decay_of_weights, half_lives, watching
 from rookery.generate.language_model import LanguageModel
@@ -121,17 +122,15 @@ def text_tokens(tokenizer: Tokenizer | None, text: str, *, ids: bool = False) ->
     return tokens
 
 
-def start_token(tokenizer: Tokenizer | None) -> int | None:
-    """What is read before a text, so that its first token is predicted: end of text, or a newline."""
-    if tokenizer is None:
-        return None
-    if tokenizer.end_of_text is not None:
-        return tokenizer.end_of_text
+def start_token(model: LanguageModel) -> int | None:
+    """What is read before a text, so that its first token is predicted: end of text, or a newline.
+
+    None where the model has no tokenizer, or one without both: then the first token is not predicted.
+    """
     try:
-        newline = tokenizer.encode("\n")
+        return choose_first_token(model).id
     except TokenizerError:
         return None
-    return newline[0] if len(newline) == 1 else None
 
 
 def effective_rank(matrices: Tensor) -> Tensor:
