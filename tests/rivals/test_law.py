@@ -219,3 +219,28 @@ def test_tokens_that_do_not_fit_are_refused(models, name: str):
             model(wrong)
     with pytest.raises(ConfigError, match="starts"):
         model(torch.tensor([[1, 2]]), starts=torch.tensor([[True]]))
+
+
+@every_mixer
+def test_bfloat16_and_autocast_give_nearly_the_same(random_rival, name: str):
+    model, tokens = random_rival(name, dtype=torch.float32), tokens_of(2, T)
+    starts = torch.zeros(2, T, dtype=torch.bool)
+    starts[1, 9] = True
+    wanted, _ = model(tokens, starts=starts)
+    narrow = random_rival(name, dtype=torch.bfloat16)
+    results = []
+    for run, context in (
+        (narrow, torch.autocast("cpu", enabled=False)),
+        (model, torch.autocast("cpu", torch.bfloat16)),
+    ):
+        with context:
+            first, state = run(tokens[:, :14], starts=starts[:, :14])
+            second, state = run(tokens[:, 14:], state)
+            step, _ = run(tokens[:, :1], state)
+            results.append(torch.cat((first, second), dim=1))
+        assert step.dtype == first.dtype == torch.bfloat16
+        run.zero_grad()
+        (results[-1].float().square().mean() + step.float().square().mean()).backward()
+        assert all(p.grad.isfinite().all() for p in run.parameters())
+    for got in results:
+        assert (got.float() - wanted).norm() < 0.05 * wanted.norm()

@@ -5,6 +5,10 @@ q, k    = R_t q, R_t k                                    the first channels tur
 o       = W_o (softmax(q . k_i / sqrt(K) over i <= t) v_i)
 
 The state is every key and value of the document: it grows, and so does the time that a token takes.
+
+A state is never written into, so that adding a token means a copy. Single tokens are added to a short tail,
+which joins the rest every ``TAIL`` tokens: with 65536 tokens kept, copying all of them for each token would
+take ten times as long as the attention itself.
 """
 
 from __future__ import annotations
@@ -20,20 +24,34 @@ from rookery.models.parts import full_precision
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import ANY, RivalMixing, positions, visible
 
-__all__ = ["Attention", "KeyValueCache"]
+__all__ = ["TAIL", "Attention", "KeyValueCache"]
+
+TAIL = 128
+"""The longest tail, in tokens."""
 
 
 class KeyValueCache(NamedTuple):
     """What attention carries, in one layer, from one call to the next."""
 
     keys: Tensor
-    """[B, H, S, K]: of the last S tokens, turned by their positions."""
+    """[B, H, S, K], turned by their positions."""
 
     values: Tensor
     """[B, H, S, K]."""
 
+    tail_keys: Tensor
+    """[B, H, R, K]: of the R tokens after those; R is at most ``TAIL``."""
+
+    tail_values: Tensor
+    """[B, H, R, K]."""
+
     position: Tensor
-    """[B] int64: tokens read of the present document; the last so many of the S are its own."""
+    """[B] int64: tokens read of the present document; the last so many of all S + R are its own."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are kept, S + R."""
+        return self.keys.shape[2] + self.tail_keys.shape[2]
 
 
 class _Places(NamedTuple):
@@ -46,7 +64,7 @@ class _Places(NamedTuple):
     """As ``cos``."""
 
     mask: Tensor | None
-    """[B, 1, T, S + T] bool: which tokens each token sees; None where that is all up to itself."""
+    """[B, 1, T, S + R + T] bool: which tokens each token sees; None where that is all up to itself."""
 
     after: Tensor
     """[B] int64: the position of the next token."""
@@ -80,15 +98,10 @@ class Attention(RivalMixing):
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_size)
         q, k, v = (each(x).view(heads).transpose(1, 2) for each in (self.query, self.key, self.value))
         q, k = (_turn(each, places.cos, places.sin) for each in (q, k))
-        if state is not None:
-            k = torch.cat((state.keys.to(k.dtype), k), dim=2)
-            v = torch.cat((state.values.to(v.dtype), v), dim=2)
-        # With nothing masked and T > 1, there is no cache: the square case that is_causal means.
-        causal = places.mask is None and x.shape[1] > 1
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=places.mask, is_causal=causal)
-        if places.keep is not None:
-            k, v = (each[:, :, each.shape[2] - places.keep :].clone() for each in (k, v))
-        after = KeyValueCache(k, v, places.after)
+        if state is not None and x.shape[1] == 1 and places.keep is None and state.tail_keys.shape[2] < TAIL:
+            y, after = _step(q, k, v, state, places)
+        else:
+            y, after = _span(q, k, v, state, places)
         return self.output(y.transpose(1, 2).flatten(2)), after, places
 
     def places(self, x: Tensor, state: KeyValueCache | None, starts: Tensor | None) -> _Places:
@@ -96,7 +109,7 @@ class Attention(RivalMixing):
         B, T, _ = x.shape
         device = x.device
         before = torch.zeros(B, dtype=torch.int64, device=device) if state is None else state.position
-        cached = 0 if state is None else state.keys.shape[2]
+        cached = 0 if state is None else state.tokens
         position = positions(T, before, starts)
         dtype = full_precision(x).dtype
         half = torch.arange(self.config.rotary_size // 2, device=device, dtype=dtype)
@@ -112,7 +125,7 @@ class Attention(RivalMixing):
     def state_shapes(self, streams: int) -> tuple[tuple[int, ...], ...]:
         """See ``RivalMixing.state_shapes``."""
         cache = (streams, self.config.num_heads, ANY, self.config.head_size)
-        return cache, cache, (streams,)
+        return cache, cache, cache, cache, (streams,)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV's: orthogonal matrices, and zeros before the residual sum."""
@@ -132,3 +145,36 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x.split((rotary // 2, rotary // 2, x.shape[-1] - rotary), dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _step(
+    q: Tensor, k: Tensor, v: Tensor, state: KeyValueCache, places: _Places
+) -> tuple[Tensor, KeyValueCache]:
+    """One token, whose key and value join the tail."""
+    tail_keys = torch.cat((state.tail_keys.to(k.dtype), k), dim=2)
+    tail_values = torch.cat((state.tail_values.to(v.dtype), v), dim=2)
+    q = q * q.shape[-1] ** -0.5
+    scores = torch.cat((q @ state.keys.to(k.dtype).mT, q @ tail_keys.mT), dim=-1)
+    if places.mask is not None:
+        scores = scores.masked_fill(~places.mask, -torch.inf)
+    weights = torch.softmax(full_precision(scores), dim=-1).to(v.dtype)
+    old, new = weights.split((state.keys.shape[2], tail_keys.shape[2]), dim=-1)
+    y = old @ state.values.to(v.dtype) + new @ tail_values
+    return y, KeyValueCache(state.keys, state.values, tail_keys, tail_values, places.after)
+
+
+def _span(
+    q: Tensor, k: Tensor, v: Tensor, state: KeyValueCache | None, places: _Places
+) -> tuple[Tensor, KeyValueCache]:
+    """Any number of tokens; nothing is left in the tail."""
+    if state is not None:
+        k = torch.cat((state.keys.to(k.dtype), state.tail_keys.to(k.dtype), k), dim=2)
+        v = torch.cat((state.values.to(v.dtype), state.tail_values.to(v.dtype), v), dim=2)
+    # With nothing masked and several tokens there is no state: the square case that is_causal means.
+    causal = places.mask is None and q.shape[2] > 1
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=places.mask, is_causal=causal)
+    if places.keep is not None:
+        k, v = (each[:, :, each.shape[2] - places.keep :].clone() for each in (k, v))
+    # Tensors of their own, in one run of memory, and none that keeps a larger one.
+    k, v = k.contiguous(), v.contiguous()
+    return y, KeyValueCache(k, v, k[:, :, :0].clone(), v[:, :, :0].clone(), places.after)
