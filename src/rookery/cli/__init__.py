@@ -37,6 +37,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Measure it": {
         "bench": "time to the first token, tokens per second and memory, against context and size",
+        "eval": "benchmarks, bits per byte of a text, questions: one table of models",
         "look": "a page of what goes on inside a model while it reads a text",
     },
     "Look after files": {

@@ -54,9 +54,13 @@ SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str, str]] = {
 """Field of SamplingParams -> type, placeholder, help."""
 
 
-def add_model_arguments(parser: ArgumentParser) -> None:
-    """Which model, and what it runs on."""
-    parser.add_argument("model", metavar="MODEL", help="a model file, a run folder or a Hugging Face folder")
+def add_model_arguments(parser: ArgumentParser, *, several: bool = False) -> None:
+    """Which model, or which ones, and what it runs on."""
+    where = "a model file, a run folder or a Hugging Face folder"
+    if several:
+        parser.add_argument("model", metavar="MODEL", nargs="+", help=where)
+    else:
+        parser.add_argument("model", metavar="MODEL", help=where)
     group = parser.add_argument_group("model")
     group.add_argument(
         "--tokenizer", metavar="NAME", help="world, bytes, or a tokenizer.json; default: the model's own"
