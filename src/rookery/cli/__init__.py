@@ -36,6 +36,7 @@ VERBS: dict[str, dict[str, str]] = {
         "chat": "talk with a model, in constant memory",
     },
     "Measure it": {
+        "compare": "RWKV against attention, LSTM and others: what each learns, remembers, costs",
         "bench": "time to the first token, tokens per second and memory, against context and size",
         "eval": "benchmarks, bits per byte of a text, questions: one table of models",
         "look": "a page of what goes on inside a model while it reads a text",

@@ -25,18 +25,6 @@ HELP = """\
 Train a small RWKV-7, byte by byte, on the source code of the standard library of the running Python. Then let
 it write 300 bytes of Python, one at a time. Then compare it with xz and gzip on files it has not seen."""
 
-# What is not the source code of a library: other packages, tests; and what was generated: tables, topics.
-_EXCLUDED = (
-    "site-packages",
-    "dist-packages",
-    "test",
-    "tests",
-    "idle_test",
-    "encodings",
-    "pydoc_data",
-    "_sysconfigdata*",
-)
-
 _PROMPT = "def "
 _BYTES = 300
 
@@ -56,14 +44,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def demo_config(*, minutes: float, out: str, seed: int = 0) -> TrainConfig:
     """The run that the demo makes; ``rookery train`` with these options makes the same."""
-    import sysconfig
-
     from rookery.train.config import TrainConfig
+    from rookery.train.documents import standard_library
 
+    folder, suffix, exclude = standard_library()
     return TrainConfig(
-        data=(sysconfig.get_path("stdlib"),),
-        suffix=(".py",),
-        exclude=_EXCLUDED,
+        data=(folder,),
+        suffix=suffix,
+        exclude=exclude,
         valid_fraction=0.04,
         valid_documents=True,
         tokenizer="bytes",

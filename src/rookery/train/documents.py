@@ -11,7 +11,19 @@ from pathlib import Path
 
 from rookery.errors import DataError
 
-__all__ = ["Document", "hold_out", "read_documents"]
+__all__ = ["Document", "hold_out", "read_documents", "standard_library"]
+
+# What is not the source code of a library: other packages, tests; and what was generated: tables, topics.
+_NOT_THE_LIBRARY = (
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "_sysconfigdata*",
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,17 @@ def read_documents(
     if not documents:
         raise DataError(f"{', '.join(map(str, paths))}: empty: there is no text to read")
     return documents
+
+
+def standard_library() -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The source code of the standard library of the running Python.
+
+    Returns:
+        Its folder, the suffixes to read, and the names to leave out, as ``read_documents`` takes them.
+    """
+    import sysconfig
+
+    return sysconfig.get_path("stdlib"), (".py",), _NOT_THE_LIBRARY
 
 
 def hold_out(documents: Sequence[Document], fraction: float) -> tuple[list[Document], list[Document]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
-from rookery.models import RWKV, parameter_groups
+from rookery.models import parameter_groups
 from rookery.train.config import TrainConfig
 
 __all__ = ["make_optimizer", "set_learning_rate"]
 
 
-def make_optimizer(model: RWKV, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over all parameters, each in the group that the recipe of its version puts it in.
 
     The fused kernel computes what the plain loop does, to rounding, in one pass over memory.
