@@ -275,6 +275,7 @@ caption{text-align:left;color:var(--muted);padding-bottom:.5rem}
 th,td{padding:.36rem .85rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:baseline}
 th{font-weight:600;color:var(--muted);font-size:.85rem;white-space:nowrap;border-bottom-color:var(--muted)}
 th:first-child,td:first-child{padding-left:.1rem}
+td:first-child{min-width:7rem}
 th.n,td.n{text-align:right;white-space:nowrap}
 tbody tr:hover{background:var(--soft)}
 figure{margin:1.4rem 0}

@@ -22,11 +22,13 @@ from rookery.evaluate.bench import (
     write_report,
 )
 from rookery.evaluate.bench import families as families_module
+from rookery.evaluate.bench.devices import devices
 from rookery.evaluate.bench.memory import needed_bytes, parameters, peak_bytes, reset_peak, resident_bytes
 from rookery.evaluate.bench.point import read_rows, write_rows
 from rookery.evaluate.bench.report import summaries
 from rookery.evaluate.bench.runner import measure_apart
 from rookery.evaluate.bench.worker import Rookery, Transformers, measure, random_checkpoint
+from rookery.generate import torch_backend
 
 POINT = Point(
     family="rwkv",
@@ -407,6 +409,15 @@ def test_the_command_refuses_what_it_cannot_measure(capsys):
         assert problem in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["bench", "--family", "rwkv", "--context", "1x"])
+
+
+def test_a_gpu_is_measured_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch_backend, "has_cuda", lambda: True)
+    assert devices() == ["cpu", "cuda"]
+    monkeypatch.setattr(torch_backend, "has_cuda", lambda: False)
+    assert devices() == ["cpu"]
+    points = points_of_families(["rwkv"], contexts=[8], rounds=1, devices=["cpu", "cuda"])
+    assert [(p.backend, p.device) for p in points] == [("native", "cpu"), ("torch", "cpu"), ("torch", "cuda")]
 
 
 def test_sizes_of_rwkv_are_the_presets():

@@ -218,6 +218,13 @@ def test_bins_hold_every_distance_once():
     assert value[:, 0].tolist() == [3, 4, 6.5]
 
 
+def test_where_most_of_a_change_is_felt():
+    divergence = np.array([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [1.0, 1.0, 8.0]])
+    assert "within 3 tokens" in report._felt_within(divergence)
+    assert "within 1 token " in report._felt_within(divergence[:1])
+    assert report._felt_within(np.zeros((1, 2))) == ""
+
+
 @pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
 def test_every_version_has_its_page(model, version, tmp_path):
     inside = look_inside(model(version), TEXT, start=10, changes=3, looks=4)

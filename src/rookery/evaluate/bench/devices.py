@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from rookery.errors import ConfigError, MissingExtraError
-from rookery.generate.backend import choose
-
 __all__ = ["devices"]
 
 
 def devices() -> list[str]:
     """The CPU, and the GPU where torch can use one."""
     try:
-        # Without a name and a device the backends choose a GPU wherever there is one.
-        return ["cpu"] if choose() == "native" else ["cpu", "cuda"]
-    except (ConfigError, MissingExtraError):
+        from rookery.generate import torch_backend
+    except ImportError:
         return ["cpu"]
+    return ["cpu", "cuda"] if torch_backend.has_cuda() else ["cpu"]

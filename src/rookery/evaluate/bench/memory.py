@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from pathlib import Path
 
@@ -10,7 +11,15 @@ from rookery.evaluate.bench.families import FAMILIES, rwkv_config
 from rookery.evaluate.bench.point import Point
 from rookery.state import state_bytes
 
-__all__ = ["available_bytes", "needed_bytes", "parameters", "peak_bytes", "reset_peak", "resident_bytes"]
+__all__ = [
+    "available_bytes",
+    "needed_bytes",
+    "parameters",
+    "peak_bytes",
+    "release_freed",
+    "reset_peak",
+    "resident_bytes",
+]
 
 _STATUS, _INFO, _REFS = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/proc/self/clear_refs")
 
@@ -34,6 +43,14 @@ def reset_peak() -> bool:
     except OSError:
         return False
     return True
+
+
+def release_freed() -> None:
+    """Give memory that was freed back to the kernel, where the C library keeps it for later (glibc does)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
 
 
 def available_bytes() -> int | None:

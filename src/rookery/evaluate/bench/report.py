@@ -118,8 +118,9 @@ def write_report(rows: Sequence[Row], folder: str | Path) -> Path:
     page = Page(title="Speed and memory", subtitle=_machine(rows))
     devices = list(dict.fromkeys(each.point.device for each in made))
     measured = [each for each in made if each.rows]
-    for plot in _PLOTS if measured else ():
-        page.heading(plot.title)
+    if measured:
+        page.heading("By context")
+    for plot in _PLOTS:
         for device in devices:
             here = [each for each in measured if each.point.device == device]
             if not here:
@@ -133,14 +134,18 @@ def write_report(rows: Sequence[Row], folder: str | Path) -> Path:
         _by_size(page, measured, folder)
     page.heading("Figures")
     page.text(
-        f"Medians of {max(len(each.rows) for each in made)} rounds, each in a process of its own; the "
-        "points of a "
-        "round are measured one after the other, so a machine that drifts hits all alike."
+        f"{_rounds(max(len(each.rows) for each in made))}, each point in a process of its own; the points of a "
+        "round are measured one after the other, so a machine that drifts hits all alike. Loaded and peak are "
+        "resident memory above what the process had before the weights."
         if measured
         else "Nothing could be measured."
     )
     if measured:
-        page.table(_COLUMNS, [_cells(each) for each in measured], right=(2,))
+        columns = [name for name in _COLUMNS if name != "device" or len(devices) > 1]
+        cells = [_cells(each) for each in measured]
+        page.table(
+            columns, [[each[name] for name in columns] for each in cells], right=(columns.index("size"),)
+        )
     left_out = [each for each in made if each.skipped]
     if left_out:
         page.heading("Left out")
@@ -154,34 +159,39 @@ def write_report(rows: Sequence[Row], folder: str | Path) -> Path:
     return path
 
 
-_COLUMNS = [
+_COLUMNS = (
     "model",
+    "run by",
     "device",
-    "parameters",
+    "size",
     "context",
     "first token (s)",
     "tokens/s",
+    "loaded (MB)",
     "peak (MB)",
-    "weights loaded (MB)",
-    "load (s)",
-]
+)
 
 
-def _cells(each: Summary) -> list[object]:
+def _cells(each: Summary) -> dict[str, object]:
     parameters, memory = each.median("parameters"), each.median("running_bytes")
     loaded, before = each.median("loaded_bytes"), each.median("before_bytes")
     rise = None if loaded is None or before is None or each.point.device != "cpu" else loaded - before
-    return [
-        label(each.point),
-        each.point.device,
-        "–" if parameters is None else _short(parameters),
-        each.point.context,
-        each.median("first_token_s"),
-        each.median("tokens_per_s"),
-        None if memory is None else round(memory / 1e6),
-        None if rise is None else round(rise / 1e6),
-        each.median("load_s"),
-    ]
+    name, _, by = label(each.point).partition(", ")
+    return {
+        "model": name,
+        "run by": by,
+        "device": each.point.device,
+        "size": "–" if parameters is None else _short(parameters),
+        "context": each.point.context,
+        "first token (s)": each.median("first_token_s"),
+        "tokens/s": each.median("tokens_per_s"),
+        "loaded (MB)": None if rise is None else round(rise / 1e6),
+        "peak (MB)": None if memory is None else round(memory / 1e6),
+    }
+
+
+def _rounds(count: int) -> str:
+    return "Of one round" if count == 1 else f"Medians of {count} rounds"
 
 
 def _short(count: float) -> str:

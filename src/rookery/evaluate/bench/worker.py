@@ -15,15 +15,16 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rookery import checkpoints
 from rookery.checkpoints import Checkpoint
-from rookery.config import ModelConfig
+from rookery.config import ModelConfig, sized
 from rookery.evaluate.bench.families import FAMILIES, rwkv_config
-from rookery.evaluate.bench.memory import peak_bytes, reset_peak, resident_bytes
+from rookery.evaluate.bench.memory import peak_bytes, release_freed, reset_peak, resident_bytes
 from rookery.evaluate.bench.point import Point
 
 __all__ = ["ANSWER", "Subject", "main", "measure", "random_checkpoint"]
@@ -33,9 +34,26 @@ ANSWER = "rookery-bench:"
 
 _WARM_UP, _WARM_UP_STEPS = 16, 3
 
+# A smallest model of transformers has these, where it has them at all.
+_SMALL = {
+    "num_hidden_layers": 1,
+    "n_layer": 1,
+    "num_attention_heads": 2,
+    "n_head": 2,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "intermediate_size": 32,
+    "ffn_dim": 32,
+    "vocab_size": 64,
+}
+
 
 class Subject(ABC):
-    """A model that reads tokens. What loads it is called after the libraries are there."""
+    """A model that reads tokens.
+
+    When it is made, a smallest one of its kind has run, so that libraries, which load parts of themselves
+    when they are first used, are there before memory is looked at.
+    """
 
     attention: str | None = None
 
@@ -66,30 +84,31 @@ class Rookery(Subject):
     """A model in one of this package's backends."""
 
     def __init__(self, point: Point):
-        from rookery.generate.backend import choose
-
-        choose(point.backend, point.device)
-        if point.backend == "torch":
-            import torch  # noqa: F401  # Before the first look at memory.
-
-            import rookery.generate.torch_backend
-        else:
-            import rookery.generate.native_backend  # noqa: F401
         self.point = point
         self.backend: Any = None
         self.state: Any = None
         self.count = 0
+        version = FAMILIES[point.family].version if point.family in FAMILIES else "7"
+        assert version is not None
+        heads = {} if version == "4" else {"head_size": 32}
+        small = sized(version, vocab_size=64, width=32, num_layers=1, **heads)
+        self._open(random_checkpoint(small, point.dtype))
+        self.read([1, 2])
 
     def load(self) -> None:
         """From the file, or random."""
-        from rookery.generate.backend import open_backend
-
         point = self.point
         if point.family == "file":
             checkpoint = checkpoints.load(point.size)
         else:
             checkpoint = random_checkpoint(rwkv_config(point.family, point.size), point.dtype)
         self.count = sum(tensor.size for tensor in checkpoint.tensors.values())
+        self._open(checkpoint)
+
+    def _open(self, checkpoint: Checkpoint) -> None:
+        from rookery.generate.backend import open_backend
+
+        point = self.point
         self.backend = open_backend(
             checkpoint, name=point.backend, device=point.device, dtype=point.dtype, threads=point.threads
         )
@@ -127,14 +146,21 @@ class Transformers(Subject):
         self.point = point
         self.model: Any = None
         self.cache: Any = None
+        sizes = FAMILIES[point.family].sizes[point.size]
+        self._make({name: min(value, _SMALL.get(name, value)) for name, value in sizes.items()})
+        self.read([1, 2])
+        self.forget()
 
     def load(self) -> None:
         """Random weights of the published shape; positions reach as far as the context wants."""
-        point, family = self.point, FAMILIES[self.point.family]
-        sizes = dict(family.sizes[point.size])
-        if family.model_type != "bloom":
-            sizes["max_position_embeddings"] = max(2048, point.context + point.tokens + _WARM_UP)
-        config = self.transformers.AutoConfig.for_model(family.model_type, **sizes)
+        self._make(FAMILIES[self.point.family].sizes[self.point.size])
+
+    def _make(self, sizes: Mapping[str, Any]) -> None:
+        point, kind = self.point, FAMILIES[self.point.family].model_type
+        reach = (
+            {} if kind == "bloom" else {"max_position_embeddings": max(2048, point.context + point.tokens)}
+        )
+        config = self.transformers.AutoConfig.for_model(kind, **sizes, **reach)
         dtype = getattr(self.torch, point.dtype)
         with self.torch.device(point.device):
             self.model = self.transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -191,6 +217,7 @@ def measure(point: Point, subject: Subject) -> dict[str, Any]:
     load_s = time.perf_counter() - began
     load_peak = peak_bytes()
     gc.collect()
+    release_freed()
     loaded = resident_bytes()
     reset = reset_peak()
     tokens = np.random.default_rng(1).integers(0, subject.vocabulary, point.context).tolist()

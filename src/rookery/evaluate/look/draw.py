@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["binned", "draw_decay", "draw_influence", "draw_learning_rate", "draw_state", "draw_surprise"]
 
 # Half-lives are shown up to here; what forgets more slowly is in the last bin.
-_SHORTEST, _LONGEST = 0.1, 1e6
+_SHORTEST, _LONGEST = 0.03, 1e6
 _LEAST_BITS = 1e-12
 
 

@@ -179,14 +179,25 @@ def _influence(page: Page, inside: Inside) -> None:
         )
         return
     page.text(
-        f"One token was replaced by another one of the text, at {M} places, one at a time. The curve "
-        "says how far the "
-        f"{E:,} predictions after it moved from those of the text as it is."
+        f"One token was replaced by another one of the text, at {M} places, one at a time. The curve says "
+        f"how far the {E:,} predictions after it moved from those of the text as it is. "
+        + _felt_within(influence.divergence)
     )
     page.figure(
         draw.draw_influence(inside),
         caption="KL divergence of predictions with the change from those without, by distance.",
     )
+
+
+def _felt_within(divergence: np.ndarray) -> str:
+    """Where most of what is felt lies: the median over places of the distance that has 90 % of it."""
+    total = divergence.sum(1, keepdims=True)
+    if not (total > 0).all():
+        return ""
+    reached = (divergence.cumsum(1) >= 0.9 * total).argmax(1) + 1
+    count = int(np.median(reached))
+    tokens = "token" if count == 1 else "tokens"
+    return f"Nine tenths of all that is felt lie within {count:,} {tokens} (median)."
 
 
 def pieces(inside: Inside, tokenizer: Tokenizer) -> Iterator[tuple[str, int, int]]:
@@ -247,7 +258,7 @@ def _details(inside: Inside, tokenizer: Tokenizer | None, index: int) -> str:
     bits = float(surprise.bits[index])
     lines = [f"{own}: {bits:.2f} bits, {_percent(2**-bits)}, rank {surprise.rank[index]:,}"]
     lines += [
-        f"   {_percent(float(p))}  {_named(tokenizer, int(token))}"
+        f"{_percent(float(p)):>8}  {_named(tokenizer, int(token))}"
         for token, p in zip(surprise.top_ids[index], surprise.top_probabilities[index], strict=True)
     ]
     return "\n".join(lines)
