@@ -101,7 +101,8 @@ class Row:
             return self.gpu_peak_bytes
         if self.peak_bytes is None or self.before_bytes is None:
             return None
-        return self.peak_bytes - self.before_bytes
+        # What libraries gave back since may be more than a tiny model takes.
+        return max(0, self.peak_bytes - self.before_bytes)
 
 
 _TYPES = {"context": int, "tokens": int, "threads": int, "round": int}

@@ -134,9 +134,9 @@ def write_report(rows: Sequence[Row], folder: str | Path) -> Path:
         _by_size(page, measured, folder)
     page.heading("Figures")
     page.text(
-        f"{_rounds(max(len(each.rows) for each in made))}, each point in a process of its own; the points of a "
-        "round are measured one after the other, so a machine that drifts hits all alike. Loaded and peak are "
-        "resident memory above what the process had before the weights."
+        f"{_rounds(max(len(each.rows) for each in made))}, each point in a process of its own. The points of "
+        "a round are measured one after the other, so a machine that drifts hits all alike. Loaded and peak "
+        "are resident memory above what the process had before the weights."
         if measured
         else "Nothing could be measured."
     )
@@ -307,6 +307,8 @@ def _plain_log(axis: Axes) -> None:
     """A logarithmic axis with plain numbers; it has room for a factor of four at least."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    if not axis.lines:
+        return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     if high / low < 4:

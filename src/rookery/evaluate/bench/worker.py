@@ -211,6 +211,8 @@ def random_checkpoint(config: ModelConfig, dtype: str) -> Checkpoint:
 
 def measure(point: Point, subject: Subject) -> dict[str, Any]:
     """The figures of one point, by the names of ``Row``."""
+    gc.collect()
+    release_freed()
     before = resident_bytes()
     began = time.perf_counter()
     subject.load()
