@@ -39,6 +39,7 @@ VERBS: dict[str, dict[str, str]] = {
         "compare": "RWKV against attention, LSTM and others: what each learns, remembers, costs",
         "bench": "time to the first token, tokens per second and memory, against context and size",
         "eval": "benchmarks, bits per byte of a text, questions: one table of models",
+        "prompts": "the same questions in many orders and formats: which prompt is best, and by how much",
         "look": "a page of what goes on inside a model while it reads a text",
     },
     "Look after files": {

@@ -1,4 +1,4 @@
-"""What ``rookery eval`` does: several models, one kind of measurement, one table, one file."""
+"""What ``rookery eval`` and ``rookery prompts`` do: load, measure, print tables, write files."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.first_token import choose_first_token
 from rookery.evaluate.harness import TasksResult, run_tasks, write_json
 from rookery.evaluate.progress import progress
+from rookery.evaluate.prompts import FORMATS, ORDERS, PromptsResult, compare_prompts, write_csv
+from rookery.evaluate.prompts_page import prompts_page
 from rookery.evaluate.questions import QuestionsResult, ask, read_items
 from rookery.evaluate.text import RookeryReader, TextReader, TextResult, measure_text
 from rookery.generate import LanguageModel
 from rookery.train.documents import read_documents
 
-__all__ = ["Models", "answer_questions", "do_tasks", "read_texts"]
+__all__ = ["Models", "answer_questions", "do_tasks", "read_texts", "try_prompts"]
 
 _RIVAL = "hf:"
 
@@ -176,6 +178,44 @@ def question_setting(model: LanguageModel, first_token: int) -> dict[str, Any]:
         "tokenizer": repr(model.tokenizer),
         "first_token": first_token,
     }
+
+
+def try_prompts(
+    models: Models,
+    path: str,
+    *,
+    out: str | Path,
+    formats: Sequence[str] = (),
+    orders: Sequence[str] = (),
+    first_token: str | None = None,
+    max_tokens: int = 32,
+    limit: int | None = None,
+) -> PromptsResult:
+    """Ask a model the questions of a file under many prompts; print the table, write JSON, CSV and a page."""
+    items = read_items(path)[:limit]
+    [name] = models.own("rookery prompts")
+    model = models.open(name)
+    folder = Path(out)
+    first = choose_first_token(model, first_token)
+    with (
+        RequestCache(folder / "requests.jsonl", question_setting(model, first.id)) as cache,
+        progress(f"asking {models.label(name)}") as report,
+    ):
+        result = compare_prompts(
+            model,
+            items,
+            formats=formats or tuple(FORMATS),
+            orders=orders or tuple(ORDERS),
+            first_token=first.id,
+            max_tokens=max_tokens,
+            cache=cache,
+            report=report,
+        )
+    write_json(folder / "prompts.json", {"versions": _versions(), "file": path, **result.to_dict()})
+    write_csv(folder / "prompts.csv", result)
+    prompts_page(models.label(name), Path(path).name, result).write(folder / "prompts.html")
+    summary.show_prompts(result)
+    return result
 
 
 def _versions() -> dict[str, str]:

@@ -36,6 +36,7 @@ __all__ = [
     "Item",
     "Prompt",
     "QuestionsResult",
+    "answer",
     "ask",
     "exact_match",
     "f1",
@@ -114,6 +115,11 @@ class Answered:
         return self.item.choices[self.taken[rule]] in self.item.answers
 
     @property
+    def score(self) -> float:
+        """From 0 to 1: whether the choice per byte is right, or the F1 of a free answer."""
+        return float(self.right("per byte")) if self.written is None else self.f1
+
+    @property
     def f1(self) -> float:
         """Of a free answer: the best F1 with any right one."""
         return 0.0 if self.written is None else f1(self.written, self.item.answers)
@@ -152,9 +158,8 @@ class QuestionsResult:
 
     @property
     def score(self) -> float:
-        """Over all items: right choices by likelihood per byte, and F1 of free answers."""
-        scores = [each.right("per byte") if each.item.choices else each.f1 for each in self.answered]
-        return sum(scores) / len(scores)
+        """The mean of all items' scores."""
+        return sum(each.score for each in self.answered) / len(self.answered)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -220,30 +225,67 @@ def ask(
     """
     started = time.perf_counter()
     first = choose_first_token(model, first_token)
-    cache = RequestCache(None, {}) if cache is None else cache
-    asked: list[tuple[Item, Prompt, list[Pair]]] = []
-    skipped: list[dict[str, str]] = []
-    for item in items:
-        try:
-            put = prompt(item)
-            asked.append((item, put, _pairs(model, first, item, put)))
-        except (DataError, TokenizerError) as error:
-            skipped.append({"item": item.name, "reason": str(error)})
-    if not asked:
+    found = answer(
+        model,
+        [(item, prompt(item)) for item in items],
+        first_token=first,
+        max_tokens=max_tokens,
+        cache=cache,
+        report=report,
+    )
+    answered = [each for each in found if isinstance(each, Answered)]
+    skipped = [
+        {"item": item.name, "reason": reason}
+        for item, reason in zip(items, found, strict=True)
+        if isinstance(reason, str)
+    ]
+    if not answered:
         reason = f"{skipped[0]['item']}: {skipped[0]['reason']}" if skipped else "there is none"
         raise DataError(f"no item could be asked: {reason}")
-    scores = _score(model, [pair for _, _, pairs in asked for pair in pairs], cache, report)
-    free = [(item, put) for item, put, pairs in asked if not pairs]
-    written = iter(_write(model, first, [put for _, put in free], max_tokens, cache))
-    answered, taken = [], 0
-    for item, put, pairs in asked:
-        if pairs:
-            own = scores[taken : taken + len(pairs)]
-            taken += len(pairs)
-            answered.append(_choose(item, put, pairs, own))
-        else:
-            answered.append(Answered(item, written=next(written)))
     return QuestionsResult(answered, skipped, first, time.perf_counter() - started)
+
+
+def answer(
+    model: LanguageModel,
+    asked: Sequence[tuple[Item, Prompt]],
+    *,
+    first_token: FirstToken,
+    max_tokens: int = _MAX_TOKENS,
+    cache: RequestCache | None = None,
+    report: Report | None = None,
+) -> list[Answered | str]:
+    """Answers to prompts, read together: what they begin with alike is read once.
+
+    Returns:
+        Of each prompt the answer, or the reason why there is none.
+
+    Raises:
+        TokenizerError: there is no tokenizer.
+    """
+    tokenizer_of(model)
+    cache = RequestCache(None, {}) if cache is None else cache
+    found: list[Answered | str] = [""] * len(asked)
+    choosing: list[tuple[int, list[Pair]]] = []
+    writing: list[int] = []
+    for index, (item, put) in enumerate(asked):
+        try:
+            pairs = _pairs(model, first_token, item, put)
+        except (DataError, TokenizerError) as error:
+            found[index] = str(error)
+            continue
+        if pairs:
+            choosing.append((index, pairs))
+        else:
+            writing.append(index)
+    totals = _score(model, [pair for _, pairs in choosing for pair in pairs], cache, report)
+    taken = 0
+    for index, pairs in choosing:
+        found[index] = _choose(*asked[index], pairs, totals[taken : taken + len(pairs)])
+        taken += len(pairs)
+    texts = _write(model, first_token, [asked[index][1] for index in writing], max_tokens, cache)
+    for index, text in zip(writing, texts, strict=True):
+        found[index] = Answered(asked[index][0], written=text)
+    return found
 
 
 def _item(line: Line) -> Item:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from rookery.evaluate.harness import TasksResult
 from rookery.evaluate.page import number
+from rookery.evaluate.prompts import PromptsResult
 from rookery.evaluate.questions import RULES, QuestionsResult
 from rookery.evaluate.text import TextResult
 
-__all__ = ["show", "show_questions", "show_tasks", "show_texts"]
+__all__ = ["show", "show_prompts", "show_questions", "show_tasks", "show_texts"]
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, text: int = 1) -> None:
@@ -105,6 +106,33 @@ def show_questions(results: Mapping[str, QuestionsResult]) -> None:
     show("Questions (shares of right answers)", columns, rows)
     for model, result in results.items():
         _say_skipped(model, [(each["item"], each["reason"]) for each in result.skipped])
+
+
+def show_prompts(result: PromptsResult) -> None:
+    """One row for each prompt, the best first; the means by order; and what the order changed."""
+    ranked = sorted(result.prompts, key=lambda each: -each.score)
+    rows = [list(each.row().values()) for each in ranked]
+    names = list(ranked[0].row())
+    there = [index for index in range(len(names)) if any(row[index] is not None for row in rows)]
+    show(
+        f"Prompts, {result.items} items",
+        [names[index] for index in there],
+        [[row[index] for index in there] for row in rows],
+        text=2,
+    )
+    show("By order, the mean over formats", ("order", "score"), list(result.mean_of("order").items()))
+    console = Console()
+    best = f"best: {result.best.format}, {result.best.order}; the spread is {result.spread:.3f}"
+    changed = result.changed()
+    console.print(
+        f"{best}. The order changed the answer of {len(changed)} of {result.items} items", highlight=False
+    )
+    for each in changed[:3]:
+        line = (
+            f"  {each.item.name} ({each.format}): right with {each.right}, with {each.wrong}: {each.said!r}"
+        )
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _say_skipped("this file", [(each["item"], each["reason"]) for each in result.skipped])
 
 
 def _say_skipped(where: str, skipped: Sequence[tuple[str, str]], most: int = 5) -> None:
