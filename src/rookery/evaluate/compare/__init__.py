@@ -1,17 +1,16 @@
 """Comparing mixers: RWKV and its rivals at equal parameters, on the same tokens in the same order.
 
-    from rookery.evaluate.compare import CompareConfig, compare
-    compare(CompareConfig(mixers=("rwkv7", "attention"), tokens=500_000, data=(data_set("book.txt"),)),
-    "runs/compare")
+    from rookery.evaluate.compare import CompareConfig, compare, data_set
+    book = data_set("book.txt")
+    compare(CompareConfig(data=(book,), mixers=("rwkv7", "attention"), tokens=500_000), "runs/compare")
 
 - ``config.py`` what a comparison is;  ``cells.py`` the pieces it is made of, and its folder.
 - ``plan.py`` the budget, dealt out by measured speed;  ``run.py`` the whole;  ``workers.py`` a process for
-each piece.
-- ``text.py``, ``task_cells.py``, ``costs.py`` what the pieces do;  ``perform.py`` chooses;  ``training.py``,
-``models.py`` and
-  ``memory.py`` are what they share.
+  each piece;  ``display.py`` what a person sees.
+- ``text.py``, ``task_cells.py``, ``costs.py`` what the pieces do;  ``perform.py`` chooses;  ``training.py``
+  and ``models.py`` what they share.
 - ``findings.py`` the results together;  ``fit.py`` exponents;  ``tables.py``, ``plots.py``, ``story.py`` and
-``report.py`` CSV, plots, page.
+  ``report.py`` CSV, plots, page.
 
 Importing this package imports no torch; ``compare`` and ``resume`` do, at their first use.
 """

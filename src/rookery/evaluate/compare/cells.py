@@ -30,7 +30,7 @@ STAGES: dict[Kind, str] = {
 """Kinds of cells, in the order in which they are run, and what they do."""
 
 Result = dict[str, Any]
-"""What a cell came to, plain values: "status" is "done", "skipped" or "failed" (then "reason" says why), and
+"""What a cell came to, plain values: "status" is "done", "skipped" or "failed" (then "reason" says why);
 the rest is the kind's own."""
 
 
@@ -139,17 +139,14 @@ class CompareFolder:
                 name = different[0]
                 raise ConfigError(
                     f"{self.path}: the run in this folder has other options: {', '.join(different)} ({name} "
-                    "is "
-                    f"{getattr(theirs, name)!r}, not {getattr(config, name)!r}); choose another folder with "
-                    "--out, or "
-                    f"resume with --resume {self.path} alone"
+                    f"is {getattr(theirs, name)!r}, not {getattr(config, name)!r}); choose another folder "
+                    f"with --out, or resume with --resume {self.path} alone"
                 )
             return
         if self.config.exists():
             raise ConfigError(
                 f"{self.path}: there is a comparison in this folder already; go on with it by --resume, or "
-                "choose another "
-                f"folder with --out"
+                "choose another folder with --out"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -57,15 +57,13 @@ class CompareConfig:
     """Width of a model of text."""
 
     seeds: int = 2
-    """Models of each mixer and text, with seeds 0, 1, ... of the initial weights and of the order of the
-    data."""
+    """Models of each mixer and text; seeds 0, 1, ... decide the initial weights and the order of the data."""
 
     minutes: float | None = None
     """Budget of the whole comparison. Exactly one of ``minutes`` and ``tokens``."""
 
     tokens: int | None = None
-    """Budget of each model of text in tokens, and of each model of a task unless ``task_tokens`` says
-    otherwise."""
+    """Budget in tokens of each model of text, and of each of a task unless ``task_tokens`` is given."""
 
     task_tokens: int | None = None
     """Budget of each model of a task in tokens, in place of what ``minutes`` or ``tokens`` give."""
@@ -125,8 +123,7 @@ class CompareConfig:
     """Numbers of tokens after which generation is timed."""
 
     threads: int | None = None
-    """Threads of torch; default the cores of this machine. Tasks run on as many processes of one thread
-    each."""
+    """Threads of torch; default the cores of this machine. So many tasks run at once, one thread each."""
 
     def __post_init__(self) -> None:
         if not self.mixers:
@@ -155,8 +152,7 @@ class CompareConfig:
         if unknown:
             raise ConfigError(
                 f"every context must divide the longest, {self.contexts[-1]}, so that all are measured on "
-                "the same "
-                f"tokens; {unknown[0]} does not"
+                f"the same tokens; {unknown[0]} does not"
             )
         for kind, names, known in (
             ("task", self.tasks, list(TASKS)),
@@ -197,8 +193,7 @@ class CompareConfig:
 
 
 def data_set(path: str, *, suffix: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> DataSet:
-    """A data set of a file or a folder, or of the standard library where ``path`` is "stdlib" and no such
-    file."""
+    """A data set of a file or folder, or of the standard library for "stdlib" (if there is no such file)."""
     if path == STANDARD_LIBRARY and not Path(path).exists():
         from rookery.train.documents import standard_library
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from rookery.errors import ConfigError, StateError
+from rookery.evaluate.bench.memory import peak_bytes, reset_peak, resident_bytes
 from rookery.evaluate.compare.cells import Cell, Result
 from rookery.evaluate.compare.config import CompareConfig
-from rookery.evaluate.compare.memory import peak_bytes, reset_peak, resident_bytes
 from rookery.evaluate.compare.models import describe, make_model
 from rookery.evaluate.compare.task_cells import task_config, task_rows
 from rookery.evaluate.compare.text import train_config
@@ -72,8 +72,7 @@ def _step_seconds(model: Any, recipe: Any, steps: list[Rows]) -> float:
 def measure_training(
     config: CompareConfig, cell: Cell, *, limit: float, shorter: tuple[int, float] | None
 ) -> Result:
-    """Time and peak memory of optimizer steps of one row of ``cell.length`` tokens, in a process that did
-    nothing else.
+    """Time and peak memory of optimizer steps of one row of ``cell.length`` tokens, in a fresh process.
 
     Args:
         limit: seconds that the measurement may take.
@@ -87,8 +86,7 @@ def measure_training(
             return {
                 "status": "skipped",
                 "reason": f"a step may take {foreseen / 2:.0f} s, judged by {seconds:.2g} s at {length} "
-                "tokens; the limit is "
-                f"{limit:.0f} s",
+                f"tokens; the limit is {limit:.0f} s",
             }
     keep_freed_memory()
     before = resident_bytes()

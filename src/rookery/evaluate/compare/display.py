@@ -1,5 +1,4 @@
-"""What a person sees of a comparison while it runs: a bar with time left on a terminal, plain lines in a
-pipe."""
+"""What a person sees while a comparison runs: a bar with time left on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 

@@ -49,8 +49,7 @@ def make_model(
     if abs(found - wanted) > TOLERANCE * wanted:
         raise ConfigError(
             f"{mixer}: {found:,} parameters is the nearest to {wanted:,} that these sizes allow, which is "
-            "not within "
-            f"{TOLERANCE:.0%}; choose another width or number of layers"
+            f"not within {TOLERANCE:.0%}; choose another width or number of layers"
         )
     return model
 

@@ -1,5 +1,4 @@
-"""Dealing out the budget: from the measured speed of every mixer to a number of tokens that is the same for
-all.
+"""Dealing out the budget: from the measured speed of each mixer to a number of tokens, the same for all.
 
 The minutes are shared among text, tasks and costs; a share that is not wanted goes to the others. All models
 of text get as many tokens as fit into the share of text; a slow mixer takes longer for them, and is given no
@@ -117,8 +116,9 @@ def make_plan(config: CompareConfig, speeds: Mapping[str, Mapping[str, float]], 
             for name in config.tasks
         }
     each = seconds["cost"] / len(config.mixers)
+    # Few mixers come near their limits: most of what is left over goes to one that does.
     training_limit = max(each / 2, _LEAST_LIMIT) if config.minutes else _TRAINING_LIMIT
-    generation_limit = max(each, _LEAST_LIMIT) if config.minutes else _GENERATION_LIMIT
+    generation_limit = max(2 * each, _LEAST_LIMIT) if config.minutes else _GENERATION_LIMIT
 
     def expect(cell: Cell) -> float:
         speed = speeds[cell.mixer]
@@ -154,9 +154,7 @@ def _whole_steps(tokens: float, step: int, config: CompareConfig, *, lacking: st
     if steps < _FEWEST_STEPS:
         raise ConfigError(
             f"{config.minutes:g} minutes are too few: at the speeds measured, {lacking} would get "
-            f"{max(steps, 0)} steps of "
-            f"{step} tokens, and {_FEWEST_STEPS} are the least; give more minutes, or fewer mixers, seeds, "
-            "data or tasks, or "
-            f"a budget in --tokens"
+            f"{max(steps, 0)} steps of {step} tokens, and {_FEWEST_STEPS} are the least; give more minutes, "
+            "or fewer mixers, seeds, data or tasks, or a budget in --tokens"
         )
     return steps * step

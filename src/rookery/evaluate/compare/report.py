@@ -72,9 +72,8 @@ def tell(findings: Findings) -> Story:
     where = f"{machine.get('processor')}, {machine.get('threads')} threads, torch {machine.get('torch')}"
     story = Story(
         title="RWKV and its rivals, measured",
-        subtitle=f"{len(config.mixers)} ways of mixing over time in the same blocks, at equal parameters, on "
-        "the same "
-        f"tokens in the same order. {where if machine else ''}",
+        subtitle=f"{len(config.mixers)} ways of mixing over time in the same blocks, at equal parameters, "
+        f"on the same tokens in the same order. {where if machine else ''}",
     )
     _overview(story, findings)
     for data in config.data:
@@ -102,8 +101,8 @@ def _overview(story: Story, findings: Findings) -> None:
     done = len(findings.results)
     if done < len(every):
         story.note(
-            f"This comparison is not finished: {done} of {len(every)} measurements are there. "
-            f"`rookery compare --resume FOLDER` goes on with it."
+            f"This comparison is not finished: {done} of {len(every)} measurements are there. `rookery "
+            "compare --resume FOLDER` goes on with it."
         )
     columns, best = ["mixing"], dict[int, Literal["lowest", "highest"]]()
     for data in config.data:
@@ -130,9 +129,9 @@ def _overview(story: Story, findings: Findings) -> None:
         story.table(
             columns,
             rows,
-            caption=f"In short. Bits per byte: held-out text, read with the training's context of "
-            f"{config.context}, mean of "
-            f"the seeds. Exponents: of time by length, fitted over the longest lengths.",
+            caption="In short. Bits per byte: held-out text, read with the training's context of "
+            f"{config.context}, mean of the seeds. Exponents: of time by length, fitted over the longest "
+            "lengths.",
             best=best,
             right=right,
         )
@@ -158,8 +157,7 @@ def _text(story: Story, findings: Findings, data: DataSet) -> None:
     tested = {result["tested_tokens"] for pairs in found.values() for _, result in pairs}
     story.text(
         f"Every model was trained once on {max(tokens):,} tokens in rows of {findings.config.context}, and "
-        "tested on "
-        f"{max(tested):,} tokens that no model had seen, the same ones for all."
+        f"tested on {max(tested):,} tokens that no model had seen, the same ones for all."
     )
     contexts = findings.config.contexts
     rows = []
@@ -179,26 +177,23 @@ def _text(story: Story, findings: Findings, data: DataSet) -> None:
     story.table(
         ["mixing", "parameters", "seconds", *(f"context {context}" for context in contexts)],
         rows,
-        caption="Held-out loss, nats per token, when the same tokens are read in pieces of each context that "
-        "begin with a "
-        "new state: mean of the seeds, ± the distance of the farthest.",
+        caption="Held-out loss, nats per token, when the same tokens are read in pieces of each context "
+        "that begin with a new state: mean of the seeds, ± the distance of the farthest.",
         right=range(3, 3 + len(contexts)),
     )
     story.picture(
         f"loss-{data.name}.png",
         partial(plots.loss_plot, findings, data.name),
         f"Held-out loss while learning {data.name}, mean of the seeds. Left: by tokens, which are the same "
-        "for all. Right: by "
-        "seconds of training on this machine, validation not counted.",
+        "for all. Right: by seconds of training on this machine, validation not counted.",
     )
     story.picture(
         f"context-{data.name}.png",
         partial(plots.context_plot, findings, data.name),
-        f"Does longer context help? Left: loss at each position, of {data.name} read in the longest context "
-        "that the model "
-        "can; lower on the right means that the text before it is used. Right: the same tokens read in "
-        "shorter and longer "
-        "pieces. Beyond the dashed line contexts are longer than in training.",
+        f"Does longer context help? Left: loss at each position, of {data.name} read in the longest "
+        "context that the model can; lower on the right means that the text before it is used. Right: the "
+        "same tokens read in shorter and longer pieces. Beyond the dashed line contexts are longer than "
+        "in training.",
     )
 
 
@@ -206,14 +201,11 @@ def _tasks(story: Story, findings: Findings) -> None:
     config = findings.config
     story.heading("Memory and state tracking")
     story.text(
-        f"Generated tasks, each with a small vocabulary of its own. Models have {config.task_layers} layers, "
-        "are "
-        f"{config.task_width} wide, have {config.task_parameters:,} parameters within 2 %, and learn short "
-        "examples; then "
-        "they are tested on longer ones, the same for all. What is asked is in the table of each task, "
-        "beside what others "
-        "published: in other sizes and with other budgets, so that it says what to look for and not which "
-        "figure to match."
+        f"Generated tasks, each with a small vocabulary of its own. Models have {config.task_layers} "
+        f"layers, are {config.task_width} wide, have {config.task_parameters:,} parameters within 2 %, and "
+        "learn short examples; then they are tested on longer ones, the same for all. What is asked is in "
+        "the table of each task, beside what others published: in other sizes and with other budgets, so "
+        "that it says what to look for and not which figure to match."
     )
     flat = [name for name in config.tasks if not TASKS[name].depths and findings.done("task", name)]
     if flat:
@@ -233,9 +225,8 @@ def _tasks(story: Story, findings: Findings) -> None:
             story.picture(
                 f"{name}.png",
                 partial(plots.passkey_plot, findings, name),
-                "Accuracy in percent by length and depth: 0 is the beginning, 1 the end. On the right of the "
-                "dashed line "
-                "lengths are longer than in training.",
+                "Accuracy in percent by length and depth: 0 is the beginning, 1 the end. On the right of "
+                "the dashed line lengths are longer than in training.",
             )
         _task_table(story, findings, task, found)
         if task.known:
@@ -270,8 +261,8 @@ def _task_table(
         ],
         rows,
         caption=f"Percent of {what}, by {task.size_name}{', mean of all depths' if task.depths else ''}. "
-        "Learnt from "
-        f"{tokens:,} tokens of {learnt} {task.size_name}; guessing gives {100 * task.chance:.2g}.",
+        f"Learnt from {tokens:,} tokens of {learnt} {task.size_name}; guessing gives "
+        f"{100 * task.chance:.2g}.",
         right=range(1, 1 + len(task.test_sizes)),
     )
 
@@ -283,16 +274,14 @@ def _costs(story: Story, findings: Findings) -> None:
             "training-cost.png",
             partial(plots.training_plot, findings),
             "Training, one row in a step: tokens a second, and the most memory that a fresh process takes "
-            "beyond what it had "
-            "before the model.",
+            "beyond what it had before the model.",
         )
     if any(findings.points(mixer) for mixer in findings.config.mixers):
         story.picture(
             "generation-cost.png",
             partial(plots.generation_plot, findings),
-            "Generation, one stream: time of one more token, bytes of the state, and memory of the process "
-            "beyond what it had "
-            "before the model.",
+            "Generation, one stream: time of one more token, bytes of the state, and memory of the "
+            "process beyond what it had before the model.",
         )
     rows = []
     for mixer in findings.config.mixers:
@@ -324,11 +313,9 @@ def _costs(story: Story, findings: Findings) -> None:
             "after tokens",
         ],
         rows,
-        caption=f"Exponents e of cost = c length^e, by least squares over logarithms, at the longest lengths "
-        "measured down to "
-        f"1/{SPAN} of the longest (in brackets). 2 is quadratic, 1 is linear, 0 is constant. On the right: "
-        "the state and a "
-        "token after the longest text.",
+        caption="Exponents e of cost = c length^e, by least squares over logarithms, at the longest "
+        f"lengths measured down to 1/{SPAN} of the longest (in brackets). 2 is quadratic, 1 is linear, 0 "
+        "is constant. On the right: the state and a token after the longest text.",
         right=(1, 2, 3),
     )
 
@@ -361,41 +348,30 @@ def _method(story: Story, findings: Findings) -> None:
     story.heading("How it was measured")
     story.text(
         "All models share the blocks, the embedding, the head, the optimizer and its schedule; only the "
-        "mixing over time "
-        f"differs. Parameters are counted with embedding and head, and made equal by the inner width of "
-        "channel mixing. One "
-        f"learning rate ({config.learning_rate:g}, cosine to a tenth, {config.warmup_steps} steps of warm-up "
-        "at most) and one "
-        f"weight decay ({config.weight_decay:g}) serve all: none was tuned for any mixer, and another choice "
-        "may suit some "
-        "better."
+        "mixing over time differs. Parameters are counted with embedding and head, and made equal by the "
+        f"inner width of channel mixing. One learning rate ({config.learning_rate:g}, cosine to a tenth, "
+        f"{config.warmup_steps} steps of warm-up at most) and one weight decay ({config.weight_decay:g}) "
+        "serve all: none was tuned for any mixer, and another choice may suit some better."
     )
     if config.data:
         story.text(
             f"Text: {config.layers} layers, {config.width} wide, rows of {config.context} tokens, "
-            f"{config.batch} in a step, "
-            f"tokenizer {config.tokenizer}. A seed decides the initial weights and the order of the rows; "
-            "the order is the "
-            "same for all mixers. Seconds are those of the optimizer steps alone, with "
-            f"{findings.machine.get('threads', '?')} threads; they measure these implementations on this "
-            "machine, of which "
-            "some are C++ operators and others plain torch."
+            f"{config.batch} in a step, tokenizer {config.tokenizer}. A seed decides the initial weights "
+            "and the order of the rows; the order is the same for all mixers. Seconds are those of the "
+            f"optimizer steps alone, with {findings.machine.get('threads', '?')} threads; they measure "
+            "these implementations on this machine, of which some are C++ operators and others plain torch."
         )
     if config.minutes is not None and plan:
         whole = sum(plan["expected"].values())
         story.text(
             f"The budget of {config.minutes:g} minutes was dealt out by the speeds measured first: equal "
-            "tokens for all "
-            f"mixers, and not equal time; the whole was expected to take {duration(whole)}. The speeds and "
-            "the budgets are "
-            "in `plan.json`."
+            f"tokens for all mixers, and not equal time; the whole was expected to take {duration(whole)}. "
+            "The speeds and the budgets are in `plan.json`."
         )
     story.text(
-        "Peak memory is that of a fresh process for each point. Time of a step and of a token are medians; a "
-        "token is "
-        "timed after the text was read in chunks, with the state it left. What took longer than its share of "
-        "the budget is "
-        "listed as not measured."
+        "Peak memory is that of a fresh process for each point. Time of a step and of a token are medians; "
+        "a token is timed after the text was read in chunks, with the state it left. What took longer than "
+        "its share of the budget is listed as not measured."
     )
 
 

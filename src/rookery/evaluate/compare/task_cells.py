@@ -41,8 +41,7 @@ def task_config(config: CompareConfig, *, tokens: int, seed: int, name: str) -> 
 
 
 def task_rows(task: Task, step: int, *, seed: int, tokens: int) -> Rows:
-    """The examples of a step: one size, drawn anew at each step, and as many examples as make ``tokens``
-    tokens.
+    """The examples of a step: of one size, drawn anew at each step, and as many as make ``tokens`` tokens.
 
     A function of its arguments alone, so that every mixer sees the same examples in the same order.
     """

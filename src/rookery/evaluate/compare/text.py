@@ -112,8 +112,7 @@ def context_windows(stream: TokenStream, *, length: int, limit: int, name: str) 
         longest = max(map(len, documents))
         raise DataError(
             f"{name}: a context of {length} needs a held-out document of {length + 1} tokens, and the "
-            "longest has "
-            f"{longest}; give more data, hold out more of it, or choose smaller contexts"
+            f"longest has {longest}; give more data, hold out more of it, or choose smaller contexts"
         )
     most = max(limit // length, 1)
     chosen = np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(int)

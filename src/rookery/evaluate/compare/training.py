@@ -1,5 +1,4 @@
-"""Training one model of a comparison: ``rookery train``'s optimizer, schedule and loss, over any mixer,
-resumable.
+"""Training one model of a comparison: the optimizer, schedule and loss of ``rookery train``, resumable.
 
 Every mixer gets the same rows in the same order. What is kept in the checkpoint is all that is needed to go
 on exactly.

@@ -1,5 +1,4 @@
-"""Cells in processes of their own: fresh memory for each, several at once, and none that outlives the
-command.
+"""Cells in processes of their own: fresh memory for each, several at once, none that outlives the command.
 
 A cell tells what it does over a pipe, writes its result itself, and is asked to stop by an event. It also
 stops when the process that started it is gone.

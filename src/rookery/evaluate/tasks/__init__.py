@@ -1,5 +1,4 @@
-"""Tasks of memory and state tracking, generated: each a pure function of (seed, index, size), with its own
-small vocabulary.
+"""Generated tasks of memory and state tracking, each a pure function of (seed, index, size).
 
     from rookery.evaluate.tasks import TASKS
     tokens, targets = TASKS["parity"].example(0, 0, 16, None)

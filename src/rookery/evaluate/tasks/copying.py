@@ -48,8 +48,8 @@ COPY = _task(
     "Random digits, then the same digits again.",
     (
         Known(
-            "Transformers copy strings longer than those of training better than state-space models, whose "
-            "state is of fixed size.",
+            "Transformers copy strings longer than those of training better than state-space models, "
+            "whose state is of fixed size.",
             "Jelassi et al. 2024, Repeat After Me, arXiv:2402.01032",
         ),
     ),
@@ -62,9 +62,8 @@ REVERSE = _task(
     "Random digits, then the same digits backwards.",
     (
         Known(
-            "RWKV-7 (2 layers, 32 wide, heads of 16) reverses numbers of 1 to 60 digits near-perfectly after "
-            "10,000 steps of "
-            "256 x 129 tokens.",
+            "RWKV-7 (2 layers, 32 wide, heads of 16) reverses numbers of 1 to 60 digits near-perfectly "
+            "after 10,000 steps of 256 x 129 tokens.",
             "RWKV-LM, published with the training code",
         ),
     ),

@@ -79,9 +79,8 @@ _KNOWN = (
         "Peng et al. 2025, arXiv:2503.14456",
     ),
     Known(
-        "Transformers and diagonal state-space models need more layers for longer words of A5; one layer of "
-        "a recurrent "
-        "network is enough.",
+        "Transformers and diagonal state-space models need more layers for longer words of A5; one layer "
+        "of a recurrent network is enough.",
         "Merrill et al. 2024, The Illusion of State, arXiv:2404.08819",
     ),
 )
@@ -93,8 +92,7 @@ def _task(name: str, title: str, what: str) -> Task:
         name=name,
         title=title,
         summary=f"Random words of four generators of {what}; after each letter, the product of all so far, "
-        f"one of {order}. The "
-        "accuracy is that of the last letter.",
+        f"one of {order}. The accuracy is that of the last letter.",
         vocab_size=order,
         example=partial(_example, name),
         size_name="letters",

@@ -17,8 +17,8 @@ def _example(seed: int, index: int, size: int, depth: float | None) -> Example:
 PARITY = Task(
     name="parity",
     title="Parity",
-    summary="Random bits; after each, whether the number of ones so far is odd. The accuracy is that of the "
-    "last bit.",
+    summary="Random bits; after each, whether the number of ones so far is odd. The accuracy is that of "
+    "the last bit.",
     vocab_size=2,
     example=_example,
     size_name="bits",
@@ -32,8 +32,8 @@ PARITY = Task(
             "Delétang et al. 2022, arXiv:2207.02098",
         ),
         Known(
-            "Linear recurrences whose transitions have eigenvalues in [0, 1] cannot learn it; with negative "
-            "ones they can.",
+            "Linear recurrences whose transitions have eigenvalues in [0, 1] cannot learn it; with "
+            "negative ones they can.",
             "Grazzi et al. 2024, arXiv:2411.12537",
         ),
     ),

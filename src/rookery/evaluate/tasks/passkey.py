@@ -36,8 +36,8 @@ def _example(seed: int, index: int, size: int, depth: float | None) -> Example:
 PASSKEY = Task(
     name="passkey",
     title="Passkey in a haystack",
-    summary="Four digits somewhere in random words, to be repeated at the end. An answer counts if all four "
-    "are right.",
+    summary="Four digits somewhere in random words, to be repeated at the end. An answer counts if all "
+    "four are right.",
     vocab_size=QUERY + 1,
     example=_example,
     size_name="tokens",
@@ -50,8 +50,8 @@ PASSKEY = Task(
     known=(
         Known(
             "The pretrained RWKV-7 models of 1.5B and 2.9B parameters, trained on 4096 tokens, retrieve a "
-            "passkey (a task of "
-            "Mohtashami and Jaggi 2023, arXiv:2305.16300) from several times that length.",
+            "passkey (a task of Mohtashami and Jaggi 2023, arXiv:2305.16300) from several times that "
+            "length.",
             "Peng et al. 2025, arXiv:2503.14456",
         ),
     ),

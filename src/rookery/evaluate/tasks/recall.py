@@ -2,7 +2,7 @@
 
     k1 v1 k2 v2 ... kn vn | k3 . . k1 . k2 ...        after each key of the second part: its value
 
-The layout is that of Arora et al., "Zoology" (arXiv:2312.04927), appendix E.1: keys from one half of the
+The layout is that of Arora et al., "Zoology" (arXiv:2312.04927): keys from one half of the
 vocabulary, without repetition, values from the other; each key is asked for once, at a distance drawn from a
 power law. Between the queries there is a filler, and nothing is asked.
 """
@@ -45,9 +45,8 @@ def _example(seed: int, index: int, size: int, depth: float | None) -> Example:
 MQAR = Task(
     name="mqar",
     title="Multi-query associative recall",
-    summary="Pairs of a key and a value, then the keys again in another order, at random distances: what was "
-    "the value of "
-    "each? Every sequence has eight tokens for each pair.",
+    summary="Pairs of a key and a value, then the keys again in another order, at random distances: what "
+    "was the value of each? Every sequence has eight tokens for each pair.",
     vocab_size=VALUES.stop,
     example=_example,
     size_name="pairs",
@@ -57,8 +56,8 @@ MQAR = Task(
     weight=2.0,
     known=(
         Known(
-            "Attention solves it at any width; recurrent models need a state that grows with the number of "
-            "pairs.",
+            "Attention solves it at any width; recurrent models need a state that grows with the number "
+            "of pairs.",
             "Arora et al. 2023, Zoology, arXiv:2312.04927",
         ),
     ),

@@ -1,5 +1,4 @@
-"""What a generated task is: a pure function from (seed, index, size) to tokens and targets, and what is known
-of it."""
+"""What a generated task is: a function from (seed, index, size) to tokens and targets, and what is known."""
 
 from __future__ import annotations
 
