@@ -99,6 +99,22 @@ def test_a_model_runs_without_torch(without_torch, byte_model_arrays):
     assert result.returncode == 0, result.stderr
 
 
+def test_a_model_is_measured_without_torch(without_torch, byte_model_arrays, tmp_path):
+    (tmp_path / "text.txt").write_text("A rook is a bird.")
+    question = (
+        '{"context": "It is black.", "question": "What?", "choices": ["a rook", "a swan"], "answer": 0}'
+    )
+    (tmp_path / "questions.jsonl").write_text(question)
+    run = "import sys; from rookery.cli import main; sys.exit(main({}))"
+    model, out = str(byte_model_arrays), str(tmp_path / "out")
+    text = ["eval", model, "--text", str(tmp_path / "text.txt")]
+    assert "bits per byte" in python(run.format(text), **without_torch)
+    questions = ["eval", model, "--questions", str(tmp_path / "questions.jsonl"), "--out", out]
+    assert "per byte" in python(run.format(questions), **without_torch)
+    prompts = ["prompts", model, str(tmp_path / "questions.jsonl"), "--out", out, "--formats", "lines"]
+    assert "question before" in python(run.format(prompts), **without_torch)
+
+
 def test_what_needs_torch_says_which_extra_brings_it(without_torch, byte_model_arrays):
     result = subprocess.run(
         [sys.executable, "-m", "rookery", "generate", str(byte_model_arrays), "--device", "cuda"],

@@ -100,6 +100,12 @@ class PromptResult:
         asked = [each for each in self.answered if each.written is not None]
         return statistics.fmean(each.right() for each in asked) if asked else None
 
+    @property
+    def f1(self) -> float | None:
+        """The mean F1 of free answers; None without any."""
+        asked = [each.f1 for each in self.answered if each.written is not None]
+        return statistics.fmean(asked) if asked else None
+
     def row(self) -> dict[str, Any]:
         """One row of a table."""
         return {
@@ -109,6 +115,7 @@ class PromptResult:
             "standard error": self.error,
             **{f"choices, {rule}": self.accuracy(rule) for rule in RULES},
             "exact match": self.exact_match,
+            "F1": self.f1,
         }
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from rookery.errors import MissingExtraError
 from rookery.evaluate import style
 from rookery.evaluate.page import Page
 from rookery.evaluate.prompts import ORDERS, PromptsResult, put
-from rookery.evaluate.questions import Item
+from rookery.evaluate.questions import RULES, Item
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +52,11 @@ def prompts_page(name: str, source: str, result: PromptsResult) -> Page:
             f"each, over {result.items} items): on this file the prompts cannot be told apart."
         )
     page.heading("By order")
-    if find_spec("matplotlib") is not None:
+    try:
         page.figure(draw(result), caption="Each dot is a format, each bar the mean of an order over formats.")
+    except MissingExtraError as absent:
+        # The tables say the same.
+        page.note(str(absent))
     page.table(
         ("order", "reads", "mean score"),
         [(order, " ".join(ORDERS[order]), score) for order, score in result.mean_of("order").items()],
@@ -63,12 +66,33 @@ def prompts_page(name: str, source: str, result: PromptsResult) -> Page:
     page.heading("By format")
     page.table(("format", "mean score"), list(result.mean_of("format").items()), best={1: "highest"})
     page.heading("Every prompt")
-    rows = [each.row() for each in result.prompts]
-    columns = [column for column in rows[0] if any(row[column] is not None for row in rows)]
-    highest = {
-        index: "highest" for index, column in enumerate(columns) if index > 1 and column != "standard error"
-    }
-    page.table(columns, [[row[column] for column in columns] for row in rows], best=highest)  # pyright: ignore[reportArgumentType]
+    formats = list(result.mean_of("format"))
+    scores = {(each.format, each.order): each.score for each in result.prompts}
+    page.table(
+        ("order", *formats),
+        [
+            (order, *(scores[format_name, order] for format_name in formats))
+            for order in result.mean_of("order")
+        ],
+        caption=f"Scores; their standard error is about {error:.3f}." if result.items > 1 else "Scores.",
+        best={index + 1: "highest" for index in range(len(formats))},
+    )
+    page.table(
+        ("format", "order", *RULES, "exact match", "F1"),
+        [
+            (
+                each.format,
+                " ".join(ORDERS[each.order]),
+                *(each.accuracy(rule) for rule in RULES),
+                each.exact_match,
+                each.f1,
+            )
+            for each in result.prompts
+        ],
+        caption="Right choices by log-likelihood: the sum, per token, per byte; and free answers.",
+        right=tuple(range(2, 4 + len(RULES))),
+        best=dict.fromkeys(range(2, 4 + len(RULES)), "highest"),
+    )
     if changed:
         page.heading("Where the order changed the answer")
         for each in changed[:_EXAMPLES]:

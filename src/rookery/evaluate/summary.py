@@ -124,9 +124,8 @@ def show_prompts(result: PromptsResult) -> None:
     console = Console()
     best = f"best: {result.best.format}, {result.best.order}; the spread is {result.spread:.3f}"
     changed = result.changed()
-    console.print(
-        f"{best}. The order changed the answer of {len(changed)} of {result.items} items", highlight=False
-    )
+    line = f"{best}. The order changed the answer of {len(changed)} of {result.items} items"
+    console.print(line, highlight=False, soft_wrap=True)
     for each in changed[:3]:
         line = (
             f"  {each.item.name} ({each.format}): right with {each.right}, with {each.wrong}: {each.said!r}"
