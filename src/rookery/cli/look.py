@@ -29,7 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     output.add_argument("--out", metavar="PAGE.html", default="look.html", help="default: look.html")
     output.add_argument("--json", metavar="FILE", help="also write the numbers here")
     detail = parser.add_argument_group("detail")
-    detail.add_argument("--changes", metavar="N", type=int, default=24, help="tokens to replace (default 24)")
+    detail.add_argument("--changes", metavar="N", type=int, default=16, help="tokens to replace (default 16)")
     detail.add_argument(
         "--looks",
         metavar="N",

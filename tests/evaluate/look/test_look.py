@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from rookery import checkpoints
 from rookery.cli import main
 from rookery.config import VERSIONS, sized
-from rookery.errors import ConfigError, DataError, TokenizerError
+from rookery.errors import ConfigError, DataError, StateError, TokenizerError
 from rookery.evaluate.look import (
     Inside,
     influence,
@@ -309,6 +309,13 @@ def test_bad_input_is_refused(model):
     with pytest.raises(DataError, match="'x3' is no token id"):
         text_tokens(None, "1 x3", ids=True)
     assert text_tokens(None, "1, 2 3\n", ids=True) == [1, 2, 3]
+
+
+def test_a_broken_model_has_no_page(random_model):
+    network = random_model(sized("7", vocab_size=8, width=16, num_layers=1, head_size=8))
+    network.head.weight.data[3, 3] = math.nan
+    with pytest.raises(StateError, match="NaN"):
+        look_inside(network, [1, 2, 3])
 
 
 def test_what_is_read_before_a_text():

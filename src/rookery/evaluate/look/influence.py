@@ -38,7 +38,7 @@ class Influence:
 def choose_changes(tokens: np.ndarray, vocab_size: int, count: int) -> tuple[np.ndarray, int]:
     """Which tokens to replace, and how many predictions after each to look at.
 
-    All have the same number after them, half of the text but at most 1024, so that every distance is measured
+    All have the same number after them, half of the text but at most 512, so that every distance is measured
     at every position.
 
     Returns:
@@ -46,7 +46,7 @@ def choose_changes(tokens: np.ndarray, vocab_size: int, count: int) -> tuple[np.
         that there is nothing to predict.
     """
     T = len(tokens)
-    reach = min(1024, T // 2)
+    reach = min(512, T // 2)
     if reach < 1 or vocab_size < 2 or count < 1:
         return np.empty(0, np.int64), 0
     last = T - reach

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rookery.config import ModelConfig
-from rookery.errors import ConfigError, DataError, TokenizerError
+from rookery.errors import ConfigError, DataError, StateError, TokenizerError
 from rookery.evaluate.first_token import choose_first_token
 from rookery.evaluate.look.influence import Influence, change, choose_changes, replacements
 from rookery.evaluate.look.trace import FIXED_DECAY, Seen, decay_of_weights, half_lives, watching
@@ -165,7 +165,7 @@ def look_inside(
     start: int | None = None,
     alternatives: int = 5,
     looks: int = 160,
-    changes: int = 24,
+    changes: int = 16,
     seed: int = 0,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Inside:
@@ -185,6 +185,7 @@ def look_inside(
         ConfigError: the model does not run in torch; a token is outside of the vocabulary; options out of
         range.
         DataError: there are no tokens.
+        StateError: the model's weights hold NaN or infinity, or it overflowed.
     """
     network = _network(model)
     if looks < 1 or alternatives < 1 or changes < 0:
@@ -276,6 +277,12 @@ class _Reader:
 
     def _score(self, ids: Tensor, logits: Tensor, last: Tensor | None) -> None:
         """Judge each token by the logits before it; the first of all has none without a start."""
+        if not torch.isfinite(logits).all():
+            raise StateError(
+                "the model's logits hold NaN or infinity: its weights do (`rookery inspect --check` says "
+                "so), or it "
+                "overflowed; if it runs in float16, try float32"
+            )
         before = logits[:-1] if last is None else torch.cat([last[None], logits[:-1]])
         missing = len(ids) - len(before)
         log_p = F.log_softmax(before.float(), -1)
