@@ -175,7 +175,7 @@ def test_tasks_from_files(model: LanguageModel, tmp_path: Path):
     assert lambada.metrics["acc"] == np.mean([s.greedy for s in scores])
     saved = json.loads((tmp_path / "out" / "results.json").read_text())
     assert saved["versions"]["lm_eval"] == "0.4.13"
-    assert saved["setting"]["first_token"] == 0
+    assert saved["setting"]["first_token"]["name"] == "end-of-text"
     assert saved["tasks"]["piqa"]["metrics"] == result.tasks["piqa"].metrics
 
 
@@ -200,6 +200,29 @@ def test_an_evaluation_that_was_stopped_goes_on(model: LanguageModel, tmp_path: 
     assert run_tasks(model, ["lambada_openai"], data=data, out=out, add_first_token=True).reused == 0
 
 
+def test_examples_are_never_the_item_itself(model: LanguageModel, tmp_path: Path, monkeypatch):
+    data = write_items(tmp_path / "data", {"lambada_openai": ITEMS["lambada_openai"]})
+    contexts: list[str] = []
+    pair = RookeryLM.pair
+    monkeypatch.setattr(
+        RookeryLM, "pair", lambda lm, *each: contexts.append("".join(each)) or pair(lm, *each)
+    )
+    result = run_tasks(model, ["lambada_openai"], data=data, few_shot=2)
+    assert result.tasks["lambada_openai"].few_shot == 2
+    for context in contexts:
+        assert sorted(context.count(text[:15]) for text in STORY) == [0, 1, 1, 1]
+    # Built twice, once to be checked: the examples are the same.
+    assert contexts[: len(STORY)] == contexts[len(STORY) :]
+    write_items(
+        tmp_path / "data", {"lambada_openai.train": [{"text": "an example"}, {"text": "and another"}]}
+    )
+    contexts.clear()
+    run_tasks(model, ["lambada_openai"], data=data, few_shot=1)
+    assert all(("an  example" in context) != ("and  another" in context) for context in contexts)
+    with pytest.raises(DataError, match="requests of task lambada_openai cannot be made"):
+        run_tasks(model, ["lambada_openai"], data=data, few_shot=5)
+
+
 def test_the_first_token_is_a_choice(model: LanguageModel, tmp_path: Path):
     data = write_items(tmp_path, ITEMS)
     runs = [
@@ -207,7 +230,7 @@ def test_the_first_token_is_a_choice(model: LanguageModel, tmp_path: Path):
         for first, add in [(None, False), (None, True), ("newline", True), (5, True)]
     ]
     assert len({run.tasks["lambada_openai"].metrics["perplexity"] for run in runs}) == 4
-    assert [run.setting["first_token"] for run in runs] == [0, 0, model.tokenizer.encode("\n")[0], 5]
+    assert [run.setting["first_token"]["id"] for run in runs] == [0, 0, model.tokenizer.encode("\n")[0], 5]
     with pytest.raises(ConfigError, match="outside of the vocabulary"):
         run_tasks(model, ["lambada_openai"], data=data, first_token=260)
 
@@ -324,3 +347,21 @@ def test_lm_evals_own_command(folder: Path, tmp_path: Path, monkeypatch, capsys)
         f"pretrained={folder},threads=1,add_first_token=True", {"batch_size": 1}
     )
     assert made.add_first_token
+
+
+def test_a_cache_keeps_number_types_and_tokenizers_apart(folder: Path):
+    from rookery.evaluate.first_token import choose_first_token
+    from rookery.evaluate.setting import model_setting
+    from rookery.tokenizers import ByteTokenizer
+
+    models = [
+        load(folder, threads=1, dtype="float32"),
+        load(folder, threads=1, dtype="q8"),
+        load(folder, threads=1, dtype="float32", tokenizer=ByteTokenizer()),
+        load(folder, dtype="float32", backend="torch", device="cpu"),
+        load(folder, dtype="bfloat16", backend="torch", device="cpu"),
+    ]
+    settings = [json.dumps(model_setting(each, choose_first_token(each))) for each in models]
+    assert len(set(settings)) == len(models)
+    again = load(folder, threads=2, dtype="float32")
+    assert json.dumps(model_setting(again, choose_first_token(again))) == settings[0]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rookery.checkpoints import Checkpoint
 from rookery.config import sized
 from rookery.errors import CheckpointError, ConfigError, DataError, TokenizerError
+from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.likelihood import Pair
 from rookery.evaluate.pool import log_softmax
 from rookery.evaluate.text import RookeryReader, measure_text, windows
@@ -90,7 +91,7 @@ def test_a_text_read_to_its_end(model: LanguageModel):
         -(wanted[0][:64].sum() + wanted[1].sum()) / (64 + len(wanted[1])), abs=1e-4
     )
     assert sum(each.nats for each in result.buckets) == pytest.approx(result.nats)
-    assert result.setting["first_token"] == 0
+    assert result.setting["first_token"] == {"id": 0, "name": "end-of-text"}
     assert result.to_dict()["by_position"][2]["perplexity"] == result.buckets[2].perplexity
 
 
@@ -179,6 +180,28 @@ def test_rivals_that_cannot_read(neox: Path, tmp_path: Path, monkeypatch):
     assert "more than memory has room for" in skipped["reason"]
     with pytest.raises(DataError, match="no document could be scored"):
         measure_text(reader, DOCUMENTS[:1])
+
+
+def test_documents_of_an_earlier_sitting(model: LanguageModel, tmp_path: Path):
+    whole = measure_text(RookeryReader(model), DOCUMENTS)
+    read: list[int] = []
+
+    def stop_at_the_second(done: int, total: int) -> None:
+        read.append(done)
+        if done > 200:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "requests.jsonl"
+    with RequestCache(path, {}) as cache, pytest.raises(KeyboardInterrupt):
+        measure_text(RookeryReader(model), DOCUMENTS, cache=cache, report=stop_at_the_second)
+    with RequestCache(path, {}) as cache:
+        again = measure_text(RookeryReader(model), DOCUMENTS, cache=cache)
+        assert cache.found == 1
+        assert again.buckets == whole.buckets
+        # Another window is another measurement.
+        other = measure_text(RookeryReader(model), DOCUMENTS, cache=cache, window=20)
+        assert cache.found == 1
+    assert other.nats != again.nats == whole.nats
 
 
 def test_what_cannot_be_done(model: LanguageModel):

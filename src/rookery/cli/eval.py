@@ -80,6 +80,7 @@ def run(args: Namespace) -> int:
             window=args.window,
             stride=args.stride,
             first_token=args.first_token,
+            out=args.out,
             json_path=args.json,
         )
     elif args.questions:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rookery.errors import ConfigError, require
 from rookery.evaluate import summary
@@ -17,6 +16,7 @@ from rookery.evaluate.progress import progress
 from rookery.evaluate.prompts import FORMATS, ORDERS, PromptsResult, compare_prompts, write_csv
 from rookery.evaluate.prompts_page import prompts_page
 from rookery.evaluate.questions import QuestionsResult, ask, read_items
+from rookery.evaluate.setting import model_setting
 from rookery.evaluate.text import RookeryReader, TextReader, TextResult, measure_text
 from rookery.generate import LanguageModel
 from rookery.train.documents import read_documents
@@ -52,7 +52,8 @@ class Models:
     def folder(self, out: str | Path, name: str) -> Path:
         """Where the results of a model go."""
         label = self.label(name)
-        return Path(out) / (Path(label).stem if label != name else label.strip("./").replace("/", "-"))
+        plain = label.removeprefix(_RIVAL).strip("./").replace("/", "-")
+        return Path(out) / (Path(label).stem if label != name else plain or "model")
 
     def own(self, purpose: str) -> Sequence[str]:
         """The names, none of which may be a rival's.
@@ -88,15 +89,22 @@ def read_texts(
     window: int | None = None,
     stride: int | None = None,
     first_token: str | None = None,
+    out: str | Path,
     json_path: str | None = None,
 ) -> list[TextResult]:
     """Measure models on texts, print the tables, write the JSON."""
     documents = read_documents(paths)
     results = []
     for name in models.names:
-        with progress(f"reading with {models.label(name)}") as report:
-            reader = models.reader(name, first_token)
-            results.append(measure_text(reader, documents, window=window, stride=stride, report=report))
+        reader = models.reader(name, first_token)
+        folder = models.folder(out, name)
+        with (
+            RequestCache(folder / "requests.jsonl", reader.setting()) as cache,
+            progress(f"reading with {models.label(name)}") as report,
+        ):
+            result = measure_text(reader, documents, window=window, stride=stride, cache=cache, report=report)
+        results.append(result)
+        write_json(folder / "text.json", {"versions": _versions(), "files": paths, **result.to_dict()})
     summary.show_texts(results)
     if json_path is not None:
         write_json(json_path, {"versions": _versions(), "results": [each.to_dict() for each in results]})
@@ -155,7 +163,7 @@ def answer_questions(
         folder = models.folder(out, name)
         first = choose_first_token(model, first_token)
         with (
-            RequestCache(folder / "requests.jsonl", question_setting(model, first.id)) as cache,
+            RequestCache(folder / "requests.jsonl", model_setting(model, first)) as cache,
             progress(f"asking {models.label(name)}") as report,
         ):
             result = ask(
@@ -167,17 +175,6 @@ def answer_questions(
     if json_path is not None:
         write_json(json_path, {name: result.to_dict() for name, result in results.items()})
     return results
-
-
-def question_setting(model: LanguageModel, first_token: int) -> dict[str, Any]:
-    """What answers depend on besides their prompts."""
-    return {
-        "model": model.fingerprint,
-        "sizes": model.config.to_dict(),
-        "backend": type(model.backend).__name__,
-        "tokenizer": repr(model.tokenizer),
-        "first_token": first_token,
-    }
 
 
 def try_prompts(
@@ -198,7 +195,7 @@ def try_prompts(
     folder = Path(out)
     first = choose_first_token(model, first_token)
     with (
-        RequestCache(folder / "requests.jsonl", question_setting(model, first.id)) as cache,
+        RequestCache(folder / "requests.jsonl", model_setting(model, first)) as cache,
         progress(f"asking {models.label(name)}") as report,
     ):
         result = compare_prompts(

@@ -190,7 +190,11 @@ class _Checked:
 
 def _checked(lm: RookeryLM, task: Any, limit: int | None) -> _Checked:
     """Build the requests of a task and see which can be scored."""
-    task.build_all_requests(limit=limit, rank=0, world_size=1)
+    try:
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    except ValueError as error:
+        # Such as more examples than there are items to take them from.
+        raise DataError(f"the requests of task {task.config.task} cannot be made: {error}") from error
     reasons: dict[int, str | None] = {}
     checked = _Checked()
     for request in task.instances:

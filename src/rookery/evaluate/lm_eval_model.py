@@ -20,6 +20,7 @@ from rookery.errors import ConfigError, DataError
 from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.first_token import FirstToken, choose_first_token, tokenizer_of
 from rookery.evaluate.likelihood import LikelihoodEngine, Pair, Report, Scores
+from rookery.evaluate.setting import model_setting
 from rookery.evaluate.writing import write
 from rookery.generate import ChatTemplate, LanguageModel, load
 
@@ -215,15 +216,8 @@ register_model("rookery")(RookeryLM)
 
 def setting(lm: RookeryLM) -> dict[str, Any]:
     """What scores depend on, plain values for JSON."""
-    backend = lm.model.backend
-    return {
-        "model": lm.model.fingerprint,
-        "sizes": lm.model.config.to_dict(),
-        "backend": type(backend).__name__,
-        "tokenizer": repr(lm.model.tokenizer),
-        "first_token": lm.first_token.id,
-        "first_token_before": "every context" if lm.add_first_token else "empty contexts",
-    }
+    before = "every context" if lm.add_first_token else "empty contexts"
+    return model_setting(lm.model, lm.first_token) | {"first_token_before": before}
 
 
 class _Place:

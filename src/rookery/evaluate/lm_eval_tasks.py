@@ -100,7 +100,8 @@ def load(
             path = _file_of(Path(data), name)
             lines = read_lines(path)
             fields = _FIELDS.get(name) or _names_in_templates(manager._factory._load_full_config(entry))
-            overrides |= _local(path, lines, fields)
+            examples = Path(data) / f"{name}.train.jsonl"
+            overrides |= _local(path, lines, fields, examples if examples.is_file() else None)
             loaded[name] = LoadedTask(_from_lines(name, build, lines), path.name)
         loaded[name].task.set_fewshot_seed(_SEED)
     return loaded
@@ -135,28 +136,37 @@ def _file_of(folder: Path, name: str) -> Path:
     raise DataError(f"{folder}: task {name} needs the file {' or '.join(path.name for path in candidates)}")
 
 
-def _local(path: Path, lines: Sequence[Line], fields: Mapping[str, Kind]) -> dict[str, Any]:
-    """What has a task take its items from a file, as its only split."""
-    for line in lines:
-        for name, kind in fields.items():
-            line.require(name, kind)
-    try:
-        rows = datasets.Dataset.from_list([line.fields for line in lines])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{path}: its lines are not alike: {_one_line(error)}") from error
+def _local(
+    path: Path, lines: Sequence[Line], fields: Mapping[str, Kind], examples: Path | None
+) -> dict[str, Any]:
+    """What has a task take its items from a file, and its examples from another or the same."""
+    splits: Any = {"test": _rows(path, lines, fields)}
+    if examples is not None:
+        splits["train"] = _rows(examples, read_lines(examples), fields)
 
     def dataset(**_: Any) -> Any:
-        return datasets.DatasetDict({"test": rows})
+        return datasets.DatasetDict(splits)
 
     return {
         "custom_dataset": dataset,
         "dataset_path": path.name,
         "dataset_kwargs": None,
-        "training_split": None,
+        "training_split": "train" if examples is not None else None,
         "validation_split": None,
-        "fewshot_split": None,
+        # Where this is the test split, lm-eval leaves out the item itself.
+        "fewshot_split": "train" if examples is not None else "test",
         "test_split": "test",
     }
+
+
+def _rows(path: Path, lines: Sequence[Line], fields: Mapping[str, Kind]) -> Any:
+    for line in lines:
+        for name, kind in fields.items():
+            line.require(name, kind)
+    try:
+        return datasets.Dataset.from_list([line.fields for line in lines])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{path}: its lines are not alike: {_one_line(error)}") from error
 
 
 def _from_the_hub(name: str, build: Callable[[], Any]) -> Any:

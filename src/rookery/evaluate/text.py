@@ -9,17 +9,21 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
 
 from rookery.errors import ConfigError, DataError
+from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.first_token import FirstToken, choose_first_token, tokenizer_of
 from rookery.evaluate.likelihood import Finished, LikelihoodEngine, Pair, Report, Scores
+from rookery.evaluate.setting import model_setting
 from rookery.generate import LanguageModel
 from rookery.train.documents import Document
 
@@ -85,14 +89,8 @@ class RookeryReader:
         self.score = self.engine.score
 
     def setting(self) -> dict[str, Any]:
-        """The weights, the shape, what runs it, and the tokenizer."""
-        return {
-            "model": self.model.fingerprint,
-            "sizes": self.model.config.to_dict(),
-            "backend": type(self.model.backend).__name__,
-            "tokenizer": repr(self.model.tokenizer),
-            "first_token": self.first_token.id,
-        }
+        """The weights, what runs them, the tokenizer and the first token."""
+        return model_setting(self.model, self.first_token)
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,7 @@ def measure_text(
     *,
     window: int | None = None,
     stride: int | None = None,
+    cache: RequestCache | None = None,
     report: Report | None = None,
 ) -> TextResult:
     """Predict every token of every document.
@@ -175,6 +174,7 @@ def measure_text(
             model can have.
         stride: by how many tokens windows move on; the default is half a window, so that each token but those
             of the beginning is predicted from half a window or more.
+        cache: documents of an earlier sitting.
         report: is told of tokens.
 
     Raises:
@@ -190,34 +190,40 @@ def measure_text(
     started = time.perf_counter()
     ids = [reader.encode(document.text) for document in documents]
     total = sum(map(len, ids))
-    values: list[np.ndarray] = []
+    cache = RequestCache(None, {}) if cache is None else cache
+    scored: list[tuple[Document, list[Bucket]]] = []
     skipped: list[dict[str, str]] = []
-    read, nats, size = 0, 0.0, 0
+    read = 0
     for document, tokens in zip(documents, ids, strict=True):
 
         def advance(done: int, of: int, before: int = read, count: int = len(tokens)) -> None:
             if report is not None:
                 report(before + done * count // max(of, 1), total)
 
+        request = ["text", hashlib.sha256(document.text.encode()).hexdigest(), window, stride]
+        found = cache.get(request)
         try:
-            found = _predict(reader, document, tokens, window, stride, advance)
+            if found is None:
+                values = _predict(reader, document, tokens, window, stride, advance)
+                found = [vars(bucket) for bucket in _buckets(values)]
+                cache.put(request, found)
+                cache.flush()
+            scored.append((document, [Bucket(**bucket) for bucket in found]))
         except DataError as error:
             skipped.append({"document": document.name, "reason": str(error)})
-        else:
-            values.append(found)
-            nats -= float(found.sum())
-            size += len(document.text.encode())
         read += len(tokens)
-    if not values:
+        advance(0, 1, read, 0)
+    if not scored:
         reason = skipped[0]["reason"] if skipped else "there is none"
         raise DataError(f"{reader.name}: no document could be scored: {reason}")
+    buckets = _together([buckets for _, buckets in scored])
     return TextResult(
         name=reader.name,
-        documents=len(values),
-        tokens=sum(map(len, values)),
-        bytes=size,
-        nats=nats,
-        buckets=_buckets(values),
+        documents=len(scored),
+        tokens=sum(bucket.tokens for bucket in buckets),
+        bytes=sum(len(document.text.encode()) for document, _ in scored),
+        nats=math.fsum(bucket.nats for bucket in buckets),
+        buckets=buckets,
         setting=reader.setting()
         | {"window": window, "stride": None if window is None else stride or max(window // 2, 1)},
         seconds=time.perf_counter() - started,
@@ -267,15 +273,28 @@ def _predict(
     return np.concatenate([scores.log_probabilities for scores in reader.score(pairs, report=report)])
 
 
-def _buckets(values: Sequence[np.ndarray]) -> list[Bucket]:
-    longest = max(map(len, values))
+def _buckets(values: np.ndarray) -> list[Bucket]:
+    """Of one document."""
     buckets, begin, end = [], 0, _FIRST_BUCKET
-    while begin < longest:
-        inside = [each[begin:end] for each in values if len(each) > begin]
-        nats = -math.fsum(float(each.sum()) for each in inside)
-        buckets.append(Bucket(begin, min(end, longest), sum(map(len, inside)), nats))
+    while begin < len(values):
+        inside = values[begin:end]
+        buckets.append(Bucket(begin, begin + len(inside), len(inside), -float(inside.sum())))
         begin, end = end, 2 * end
     return buckets
+
+
+def _together(documents: Sequence[list[Bucket]]) -> list[Bucket]:
+    """Of many; those of like number begin at the same place."""
+    columns = [[each for each in column if each is not None] for column in zip_longest(*documents)]
+    return [
+        Bucket(
+            column[0].begin,
+            max(each.end for each in column),
+            sum(each.tokens for each in column),
+            math.fsum(each.nats for each in column),
+        )
+        for column in columns
+    ]
 
 
 def _exp(loss: float) -> float:
