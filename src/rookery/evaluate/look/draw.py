@@ -12,6 +12,7 @@ from rookery.evaluate.look.measure import Inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["binned", "draw_decay", "draw_influence", "draw_learning_rate", "draw_state", "draw_surprise"]
@@ -65,6 +66,7 @@ def draw_decay(inside: Inside) -> Figure:
         )
     axis.set_xscale("log")
     axis.set_xlim(low, high)
+    _plain_ticks(axis.xaxis, (1.0,) if high / low > 1000 else (1.0, 2.0, 5.0))
     axis.set_ylim(0, L + 0.05)
     shown = range(0, L, max(1, -(-L // 16)))
     axis.set_yticks(list(shown), [str(layer) for layer in shown])
@@ -188,12 +190,17 @@ def draw_surprise(inside: Inside) -> Figure:
 
 def _plain_log(axis: Axes) -> None:
     """A logarithmic y axis whose ticks are plain numbers, also where it has less than a decade."""
+    axis.set_yscale("log")
+    _plain_ticks(axis.yaxis, (1.0, 2.0, 5.0))
+
+
+def _plain_ticks(axis: Axis, steps: tuple[float, ...]) -> None:
+    """Plain numbers at these multiples of powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _over_text(axis: Axes, inside: Inside, values: np.ndarray) -> None:
