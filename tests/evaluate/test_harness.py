@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from rookery import checkpoints
 from rookery.config import sized
-from rookery.errors import ConfigError, DataError, TokenizerError
+from rookery.errors import ConfigError, DataError, MissingExtraError, TokenizerError
 from rookery.evaluate import harness
 from rookery.evaluate.harness import run_tasks
 from rookery.generate import LanguageModel, load
@@ -307,6 +308,10 @@ def test_what_cannot_be_done(model: LanguageModel, tmp_path: Path):
         run_tasks(model, [], data=tmp_path)
     with pytest.raises(TokenizerError, match="--tokenizer"):
         run_tasks(LanguageModel(model.backend), ["lambada_openai"], data=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lm_eval", None)
+        with pytest.raises(MissingExtraError, match=r"rookery\[evaluate\]"):
+            run_tasks(model, ["lambada_openai"], data=tmp_path)
     lm = RookeryLM(model)
     with pytest.raises(DataError, match="task made, item 1: the continuation '' has no tokens"):
         lm.loglikelihood(requests("loglikelihood", ("a", "b"), ("a", "")))

@@ -115,6 +115,13 @@ def test_free_answers_are_written(model: LanguageModel, items: list[Item]):
     assert ask(model, items[:1]).accuracy() is None
 
 
+def test_progress_is_of_choices_then_of_answers(model: LanguageModel, items: list[Item]):
+    reports: list[tuple[int, int]] = []
+    ask(model, items, max_tokens=3, report=lambda *each: reports.append(each))
+    assert reports[-2:] == [(1, 2), (2, 2)]
+    assert reports[-3][0] == reports[-3][1] > 2
+
+
 def test_answers_of_an_earlier_sitting(model: LanguageModel, items: list[Item], tmp_path: Path):
     with RequestCache(tmp_path / "requests.jsonl", {}) as cache:
         first = ask(model, items, cache=cache, max_tokens=4)

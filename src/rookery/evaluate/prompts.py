@@ -234,7 +234,7 @@ def compare_prompts(
         first_token: as for ``choose_first_token``.
         max_tokens: of a free answer.
         cache: answers of an earlier sitting.
-        report: is told of tokens of choices.
+        report: is told of tokens of choices, then of free answers.
 
     Raises:
         ConfigError: a format or an order is unknown, or there is none.

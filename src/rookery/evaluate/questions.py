@@ -217,7 +217,7 @@ def ask(
         first_token: as for ``choose_first_token``.
         max_tokens: of a free answer.
         cache: answers of an earlier sitting.
-        report: is told of tokens of choices.
+        report: is told of tokens of choices, then of free answers.
 
     Raises:
         TokenizerError: there is no tokenizer.
@@ -282,7 +282,7 @@ def answer(
     for index, pairs in choosing:
         found[index] = _choose(*asked[index], pairs, totals[taken : taken + len(pairs)])
         taken += len(pairs)
-    texts = _write(model, first_token, [asked[index][1] for index in writing], max_tokens, cache)
+    texts = _write(model, first_token, [asked[index][1] for index in writing], max_tokens, cache, report)
     for index, text in zip(writing, texts, strict=True):
         found[index] = Answered(asked[index][0], written=text)
     return found
@@ -369,7 +369,12 @@ def _score(
 
 
 def _write(
-    model: LanguageModel, first: FirstToken, prompts: Sequence[Prompt], max_tokens: int, cache: RequestCache
+    model: LanguageModel,
+    first: FirstToken,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    cache: RequestCache,
+    report: Report | None,
 ) -> list[str]:
     encode = tokenizer_of(model).encode
     ids = [[first.id, *encode(prompt.text)] for prompt in prompts]
@@ -379,12 +384,17 @@ def _write(
     for index, text in enumerate(found):
         if text is None:
             groups.setdefault(prompts[index].stop, []).append(index)
+    done, total = 0, sum(map(len, groups.values()))
     for stop, members in groups.items():
 
         def finish(number: int, text: str, members: list[int] = members) -> None:
+            nonlocal done
+            done += 1
             found[members[number]] = text
             cache.put(requests[members[number]], text)
             cache.flush()
+            if report is not None:
+                report(done, total)
 
         write(model, [ids[index] for index in members], max_tokens=max_tokens, stop=stop, finished=finish)
     return [text.strip() for text in found]
