@@ -352,6 +352,11 @@ def test_lm_evals_own_command(folder: Path, tmp_path: Path, monkeypatch, capsys)
         f"pretrained={folder},threads=1,add_first_token=True", {"batch_size": 1}
     )
     assert made.add_first_token
+    # Its command adds this device of its own accord.
+    made = RookeryLM.create_from_arg_obj({"pretrained": str(folder), "threads": 1}, {"device": "cuda:0"})
+    assert made.model.backend.config.version == "4"
+    with pytest.raises(ConfigError, match="nothing here runs on the device 'abacus'"):
+        RookeryLM.create_from_arg_obj({"pretrained": str(folder)}, {"device": "abacus"})
 
 
 def test_a_cache_keeps_number_types_and_tokenizers_apart(folder: Path):

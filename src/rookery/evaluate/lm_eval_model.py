@@ -15,6 +15,7 @@ from typing import Any
 import lm_eval.models  # noqa: F401
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.utils import simple_parse_args_string
 
 from rookery.errors import ConfigError, DataError
 from rookery.evaluate.cache import RequestCache
@@ -28,6 +29,7 @@ __all__ = ["RookeryLM", "setting"]
 
 # lm-eval's own number for tasks that name none.
 _MAX_TOKENS = 256
+_LM_EVALS_DEVICE = "cuda:0"
 
 
 class RookeryLM(TemplateLM):
@@ -78,6 +80,24 @@ class RookeryLM(TemplateLM):
         self.engine = LikelihoodEngine(self.model)
         self.cache = RequestCache(None, setting(self)) if cache is None else cache
         self.report = report
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> RookeryLM:
+        """From ``--model_args`` and what lm-eval's command adds."""
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> RookeryLM:
+        """From a dictionary and what lm-eval's command adds."""
+        added = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        # Its command names this device where none was asked for, also where there is none such.
+        if added.get("device") == _LM_EVALS_DEVICE:
+            del added["device"]
+        return cls(**{**added, **arg_dict})
 
     @property
     def eot_token_id(self) -> int:
