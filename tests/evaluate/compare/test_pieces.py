@@ -22,6 +22,7 @@ from rookery.evaluate.compare.text import (
     Texts,
     context_windows,
     losses_at,
+    losses_by_position,
     position_buckets,
     train_config,
     validation_steps,
@@ -246,10 +247,22 @@ def test_losses_at_a_context_are_those_of_pieces_read_by_themselves(tiny, mixer,
                 np.testing.assert_allclose(losses[row, first : first + context], expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [4, 5, 64, 100, 4096])
-def test_position_buckets_cover_every_position_once(length):
-    buckets = position_buckets(length)
-    assert [p for first, last in buckets for p in range(first, last)] == list(range(length))
+@pytest.mark.parametrize("contexts", [(4,), (5,), (64,), (50, 100), (64, 256, 1024, 4096), (1, 3)])
+def test_position_buckets_cover_every_position_once(contexts):
+    buckets = position_buckets(contexts)
+    assert [p for first, last in buckets for p in range(first, last)] == list(range(contexts[-1]))
+    assert not any(first < context < last for first, last in buckets for context in contexts)
+
+
+def test_losses_by_position_are_means_over_the_shortest_context_that_has_it():
+    # Loss = position within the piece, and a hundred more in the longer context.
+    short = np.tile(np.arange(8.0), (3, 4))
+    long = 100 + np.tile(np.arange(32.0), (3, 1))
+    found = {(p["first"], p["last"]): p["loss"] for p in losses_by_position({8: short, 32: long})}
+    assert found[0, 4] == 1.5
+    assert found[6, 8] == 6.5
+    assert found[8, 11] == 109
+    assert losses_by_position({}) == []
 
 
 def test_validations_end_with_the_last_step():

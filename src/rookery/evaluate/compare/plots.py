@@ -156,6 +156,7 @@ def passkey_plot(findings: Findings, name: str) -> Figure:
         axes.grid(visible=False)
         style.title(axes, style.mark(mixer).label, fontsize=10)
         axes.set_xticks(range(len(task.test_sizes)), [_short(size) for size in task.test_sizes])
+        axes.tick_params(labelsize=8)
         axes.set_yticks(range(len(task.depths)), [f"{depth:g}" for depth in task.depths])
         # What is on the right of this line is longer than anything learnt from.
         edge = sum(size <= max(task.train_sizes) for size in task.test_sizes) - 0.5

@@ -69,7 +69,7 @@ def tell(findings: Findings) -> Story:
     """The whole report."""
     config = findings.config
     machine = findings.machine
-    where = f"{machine.get('processor')}, {machine.get('threads')} threads, torch {machine.get('torch')}"
+    where = f"{machine.get('processor')}, threads: {machine.get('threads')}, torch {machine.get('torch')}"
     story = Story(
         title="RWKV and its rivals, measured",
         subtitle=f"{len(config.mixers)} ways of mixing over time in the same blocks, at equal parameters, "
@@ -190,10 +190,9 @@ def _text(story: Story, findings: Findings, data: DataSet) -> None:
     story.picture(
         f"context-{data.name}.png",
         partial(plots.context_plot, findings, data.name),
-        f"Does longer context help? Left: loss at each position, of {data.name} read in the longest "
-        "context that the model can; lower on the right means that the text before it is used. Right: the "
-        "same tokens read in shorter and longer pieces. Beyond the dashed line contexts are longer than "
-        "in training.",
+        f"Does longer context help? Left: loss of {data.name} at each position; lower on the right means "
+        "that the text before it is used. Right: the same tokens read in shorter and longer pieces. Beyond "
+        "the dashed line contexts are longer than in training.",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ __all__ = [
     "Texts",
     "context_windows",
     "losses_at",
+    "losses_by_position",
     "position_buckets",
     "run_text",
     "train_config",
@@ -154,13 +155,33 @@ def validation_steps(steps: int) -> frozenset[int]:
     return frozenset(np.geomspace(max(steps / 40, 1), steps, VALIDATIONS).round().astype(int).tolist())
 
 
-def position_buckets(length: int) -> list[tuple[int, int]]:
-    """Positions 0 .. length - 1 in pieces, first and one past the last, that double every two pieces.
+def position_buckets(contexts: Sequence[int]) -> list[tuple[int, int]]:
+    """Positions below the longest context in pieces, (first, one past the last), that double every two pieces.
 
-    The first has four positions: of single ones there are too few in a test for a mean.
+    None goes across a context. The first has four positions.
     """
-    edges = sorted({min(round(4 * 2 ** (half / 2)), length) for half in range(2 * length.bit_length() + 1)})
+    length = contexts[-1]
+    halves = range(2 * length.bit_length() + 1)
+    edges = sorted({min(round(4 * 2 ** (half / 2)), length) for half in halves} | set(contexts))
     return list(zip([0, *edges[:-1]], edges, strict=True))
+
+
+def losses_by_position(losses: dict[int, np.ndarray]) -> list[dict[str, float]]:
+    """The mean loss at each piece of positions, from the readings of all contexts.
+
+    A position is looked up in the shortest context that has it: what a token is predicted from is the same
+    as in longer ones, and there are as many more of it as the context is shorter.
+
+    Args:
+        losses: context -> [M, length], as ``losses_at`` gives them.
+    """
+    contexts = sorted(losses)
+    found = []
+    for first, last in position_buckets(contexts) if contexts else []:
+        context = next(each for each in contexts if each >= last)
+        pieces = losses[context].reshape(-1, context)
+        found.append({"first": first, "last": last, "loss": float(pieces[:, first:last].mean())})
+    return found
 
 
 def run_text(
@@ -200,25 +221,17 @@ def run_text(
         progress=lambda part, text: progress(0.9 * part, text),
         stopped=stopped,
     )
-    contexts, reasons = [], {}
-    bits_per_nat = _bits_per_nat(windows, bytes_of_tokens(texts.tokenizer))
-    positions: list[dict[str, float]] = []
+    losses: dict[int, np.ndarray] = {}
+    reasons: dict[str, str] = {}
     for number, context in enumerate(config.contexts):
         progress(0.9 + 0.1 * number / len(config.contexts), f"context {context}")
         try:
-            losses = losses_at(model, windows, context)
+            losses[context] = losses_at(model, windows, context)
         except (ConfigError, StateError) as error:
             # A mixer may have a longest context; it says so itself.
             reasons[str(context)] = str(error)
-            continue
-        mean = float(losses.mean())
-        contexts.append({"context": context, "loss": mean, "bits_per_byte": mean * bits_per_nat})
-        # The last, longest context that it can read is kept: it tells of every position.
-        pieces = losses.reshape(-1, context)
-        positions = [
-            {"first": first, "last": last, "loss": float(pieces[:, first:last].mean())}
-            for first, last in position_buckets(context)
-        ]
+    bits_per_nat = _bits_per_nat(windows, bytes_of_tokens(texts.tokenizer))
+    means = {context: float(each.mean()) for context, each in losses.items()}
     return {
         "status": "done",
         **describe(model),
@@ -226,9 +239,12 @@ def run_text(
         "seconds": history.seconds,
         "bits_per_nat": bits_per_nat,
         "tested_tokens": int(windows.shape[0] * length),
-        "contexts": contexts,
+        "contexts": [
+            {"context": context, "loss": loss, "bits_per_byte": loss * bits_per_nat}
+            for context, loss in means.items()
+        ],
         "not_applicable": reasons,
-        "positions": positions,
+        "positions": losses_by_position(losses),
         "validations": history.validations,
         "losses": history.losses,
         "step_seconds": history.step_seconds,
