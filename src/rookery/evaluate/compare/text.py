@@ -156,7 +156,7 @@ def validation_steps(steps: int) -> frozenset[int]:
 
 
 def position_buckets(contexts: Sequence[int]) -> list[tuple[int, int]]:
-    """Positions below the longest context in pieces, (first, one past the last), that double every two pieces.
+    """Positions below the longest context in pieces (first, one past the last) that double every two pieces.
 
     None goes across a context. The first has four positions.
     """
