@@ -3,10 +3,10 @@
     python -m benchmarks.lambada --data lambada_test.jsonl [--items 100] [--json FILE]
 
 Both sides have one RWKV-4 of the shape of the 0.1B model (12 layers, 768 wide, vocabulary 50277) with random
-weights in float32, one tokenizer, made here of the file's own text, the same requests, and the same number of
-threads. The peer is transformers' ``RwkvForCausalLM`` behind lm-eval's ``hf``, with the batch that is fastest
-for it. They run in turn in one process; the ratio is the median of those of single rounds. What they find
-must agree.
+weights, in float32 and then in bfloat16, one tokenizer, made here of the file's own text, the same requests,
+and the same number of threads. The peer is transformers' ``RwkvForCausalLM`` behind lm-eval's ``hf``, with
+the batch that is fastest for it. They run in turn in one process; the ratio is the median of those of single
+rounds. What they find in float32 must agree.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from rookery.generate import load
 __all__ = ["main", "measure"]
 
 VOCABULARY = 50277
+DTYPES = ("float32", "bfloat16")
 PEERS = ("lm_eval", "transformers")
 
 
@@ -103,44 +104,56 @@ def measure(
     """The figures: seconds of both sides, their ratio, and how far apart what they find is."""
     config = sized("4", vocab_size=VOCABULARY, width=width, num_layers=layers)
     torch.set_num_threads(threads)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    requests = make_requests(texts[:items])
+    name = f"LAMBADA, {len(requests)} items"
+    found: dict[str, Any] = {}
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
         spec = {"kind": "json", "json": make_tokenizer(texts)}
         checkpoint = checkpoints.Checkpoint(config=config, tensors=make_weights(config), tokenizer=spec)
-        checkpoints.save_huggingface(checkpoint, folder)
-        model = load(folder, backend="native", threads=threads)
-        ours = RookeryLM(model)
-        theirs = transformers.RwkvForCausalLM.from_pretrained(folder, dtype=torch.float32, rescale_every=0)
-        tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>"
-        )
-        requests = make_requests(texts[:items])
-        peers = {
-            batch: get_model("hf")(pretrained=theirs, tokenizer=tokenizer, batch_size=batch, max_length=1024)
-            for batch in batches
-        }
-        few = requests[: max(batches)]
-        tried = {batch: _seconds(peer, few)() for batch, peer in peers.items()}
-        batch = min(tried, key=tried.__getitem__)
-        found: dict[str, Any] = {}
-        measured = interleaved(
-            {
-                "rookery": _seconds(ours, requests, found, "rookery"),
-                "hf": _seconds(peers[batch], requests, found, "hf"),
-            },
-            rounds=rounds,
-        )
+        checkpoints.save_huggingface(checkpoint, Path(folder))
+        for dtype in DTYPES:
+            ours = RookeryLM(load(folder, backend="native", dtype=dtype, threads=threads))
+            batch, peer = _fastest(Path(folder), dtype, batches, requests)
+            sides = {
+                "rookery": _seconds(ours, requests, found, f"rookery {dtype}"),
+                "hf": _seconds(peer, requests, found, f"hf {dtype}"),
+            }
+            measured = interleaved(sides, rounds=rounds)
+            ratio = quotient(measured["hf"], measured["rookery"])
+            ours_took, theirs_took = (statistics.median(measured[side]) for side in sides)
+            figures += [
+                Figure(f"{name}, {dtype}, hf / rookery", ratio, "x", 3.0),
+                Figure(f"{name}, {dtype}, rookery", ours_took, "s"),
+                Figure(f"{name}, {dtype}, lm-eval's hf, batch {batch}", theirs_took, "s"),
+            ]
         tokens = sum(len(ours.pair(*request.args).context) for request in requests)
-    apart = max(abs(a - b) for (a, _), (b, _) in zip(found["rookery"], found["hf"], strict=True))
-    name = f"LAMBADA, {len(requests)} items"
+    exact = [nats for nats, _ in found["hf float32"]]
+    for side, bound in (("rookery float32", 1e-3), ("rookery bfloat16", None), ("hf bfloat16", None)):
+        apart = max(abs(nats - wanted) for (nats, _), wanted in zip(found[side], exact, strict=True))
+        what = f"{name}, log-likelihoods of {side} and hf float32 apart"
+        figures.append(Figure(what, apart, "nats", bound, at_most=True))
     return [
-        Figure(f"{name}, hf / rookery", quotient(measured["hf"], measured["rookery"]), "x", 3.0),
-        Figure(f"{name}, log-likelihoods apart", apart, "nats", 1e-3, at_most=True),
-        Figure(f"{name}, rookery", statistics.median(measured["rookery"]), "s"),
-        Figure(f"{name}, lm-eval's hf, batch {batch}", statistics.median(measured["hf"]), "s"),
+        *figures,
         Figure(f"{name}, tokens of contexts", tokens, "tok"),
         Figure("Threads of both", threads, ""),
     ]
+
+
+def _fastest(folder: Path, dtype: str, batches: Sequence[int], requests: list[Instance]) -> tuple[int, Any]:
+    """lm-eval's hf model in a number type, with the batch that is fastest for it."""
+    model = transformers.RwkvForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), rescale_every=0)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|endoftext|>"
+    )
+    peers = {
+        batch: get_model("hf")(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=1024)
+        for batch in batches
+    }
+    few = requests[: max(batches)]
+    tried = {batch: _seconds(peer, few)() for batch, peer in peers.items()}
+    batch = min(tried, key=tried.__getitem__)
+    return batch, peers[batch]
 
 
 def _seconds(

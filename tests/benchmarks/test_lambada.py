@@ -32,9 +32,11 @@ def test_the_tokenizer_is_of_the_texts():
 def test_both_sides_find_the_same():
     figures = measure(TEXTS, items=3, rounds=1, threads=1, layers=2, width=64, batches=(2,))
     by_name = {each.figure.removeprefix("LAMBADA, 3 items, "): each for each in figures}
-    assert by_name["log-likelihoods apart"].holds
-    assert by_name["log-likelihoods apart"].value > 0
-    assert by_name["hf / rookery"].bound == 3
-    assert by_name["hf / rookery"].value == pytest.approx(
-        by_name["lm-eval's hf, batch 2"].value / by_name["rookery"].value
-    )
+    apart = "log-likelihoods of {} and hf float32 apart".format
+    assert by_name[apart("rookery float32")].holds
+    assert 0 < by_name[apart("rookery float32")].value < by_name[apart("rookery bfloat16")].value
+    for dtype in ("float32", "bfloat16"):
+        ratio = by_name[f"{dtype}, hf / rookery"]
+        assert ratio.bound == 3
+        theirs, ours = by_name[f"{dtype}, lm-eval's hf, batch 2"], by_name[f"{dtype}, rookery"]
+        assert ratio.value == pytest.approx(theirs.value / ours.value)
