@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
@@ -116,16 +117,20 @@ def run(args: Namespace) -> int:
         if point.backend == "transformers":
             title = FAMILIES[point.family].title
             require("transformers", extra="evaluate", purpose=f"Measuring {title}")
-    with progress("measuring") as advance:
-        rows = run(
-            points,
-            args.out,
-            limit_s=args.limit_s,
-            memory=None if args.memory is None else int(args.memory * 1e9),
-            again=args.again,
-            tell=_tell,
-            advance=advance,
-        )
+    try:
+        with progress("measuring") as advance:
+            rows = run(
+                points,
+                args.out,
+                limit_s=args.limit_s,
+                memory=None if args.memory is None else int(args.memory * 1e9),
+                again=args.again,
+                tell=_tell,
+                advance=advance,
+            )
+    except KeyboardInterrupt:
+        print("Stopped. The same command measures what is missing.", file=sys.stderr)
+        raise
     print(os.path.relpath(write_report(rows, args.out)))
     return 0
 

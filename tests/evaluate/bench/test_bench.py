@@ -22,6 +22,7 @@ from rookery.evaluate.bench import (
     points_of_families,
     points_of_model,
     run,
+    runner,
     write_report,
 )
 from rookery.evaluate.bench import families as families_module
@@ -408,6 +409,16 @@ def test_the_command_measures_a_file(model_file, tmp_path, capsys):
     assert (out / "bench.csv").exists()
     assert main(["bench", str(model_file), *options, "--device", "cpu", "--out", str(out)]) == 0
     assert "first token" not in capsys.readouterr().out
+
+
+def test_the_command_says_how_to_go_on(model_file, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "measure_apart", interrupted)
+    options = ["--context", "4", "--backend", "native", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert main(["bench", str(model_file), *options]) == 130
+    assert "The same command measures what is missing." in capsys.readouterr().err
 
 
 def test_the_command_refuses_what_it_cannot_measure(capsys):
