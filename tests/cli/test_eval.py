@@ -85,3 +85,33 @@ def test_models_that_are_refused(byte_model: Path, here: Path, capsys):
     assert "named twice" in capsys.readouterr().err
     assert main(["eval", "hf:gpt2", "--questions", "questions.jsonl"]) == 2
     assert "hf: is for --text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "verb", [["eval", "MODEL", "--questions", "questions.jsonl"], ["prompts", "MODEL", "documents.jsonl"]]
+)
+def test_what_was_stopped_goes_on(byte_model: Path, here: Path, capsys, monkeypatch, verb: list[str]):
+    row = {"context": "It is black.", "question": "Which bird?", "choices": ["a rook", "a crow"], "answer": 0}
+    (here / "documents.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    command = [str(byte_model) if each == "MODEL" else each for each in verb] + [
+        "--out",
+        "out",
+        "--max-tokens",
+        "3",
+    ]
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # After the choices, before the free answers.
+        patch.setattr("rookery.evaluate.questions._write", stop)
+        assert main(command) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    [path] = here.glob("out/**/requests.jsonl")
+    kept = path.read_bytes()
+    assert kept
+    assert not list(here.glob("out/**/*.json"))
+    assert main(command) == 0
+    assert path.read_bytes().startswith(kept)
+    assert list(here.glob("out/**/*.json"))

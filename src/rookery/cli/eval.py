@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,15 @@ def run(args: Namespace) -> int:
     """Measure, and print the table."""
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"the limit of items must be 1 or more, not {args.limit}")
+    try:
+        _measure(args)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on with what is missing.", file=sys.stderr)
+        raise
+    return 0
+
+
+def _measure(args: Namespace) -> None:
     from rookery.evaluate import commands
 
     models = _models(args)
@@ -105,7 +115,6 @@ def run(args: Namespace) -> int:
             add_first_token=args.add_first_token,
             json_path=args.json,
         )
-    return 0
 
 
 def _models(args: Namespace) -> Models:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -63,15 +64,19 @@ def run(args: Namespace) -> int:
         raise ConfigError(f"the limit of items must be 1 or more, not {args.limit}")
     from rookery.evaluate import commands
 
-    commands.try_prompts(
-        commands.Models(names=(args.model,), open=lambda name: load_model(args)),
-        args.file,
-        out=args.out,
-        formats=args.formats,
-        orders=args.orders,
-        first_token=args.first_token,
-        max_tokens=args.max_tokens,
-        limit=args.limit,
-    )
+    try:
+        commands.try_prompts(
+            commands.Models(names=(args.model,), open=lambda name: load_model(args)),
+            args.file,
+            out=args.out,
+            formats=args.formats,
+            orders=args.orders,
+            first_token=args.first_token,
+            max_tokens=args.max_tokens,
+            limit=args.limit,
+        )
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on with what is missing.", file=sys.stderr)
+        raise
     print(f"page: {shown(Path(args.out).resolve() / 'prompts.html')}")
     return 0
