@@ -8,14 +8,15 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from rookery.cli import main
 from rookery.errors import ConfigError, DataError
-from rookery.evaluate.compare import compare, data_set, resume
-from rookery.evaluate.compare.cells import Cell, CompareFolder, cells_of
+from rookery.evaluate.compare import compare, data_set, perform, resume, workers
+from rookery.evaluate.compare.cells import Cell, CompareFolder, cells_of, write_json
 from rookery.evaluate.compare.display import SilentReporter, duration
 
 OPTIONS = (
@@ -27,8 +28,7 @@ OPTIONS = (
 )
 
 
-@pytest.fixture
-def no_drawing(monkeypatch):
+def without_drawing(monkeypatch) -> None:
     """Reports without plots, which take most of the time of a tiny comparison."""
     from rookery.evaluate.compare import run
     from rookery.evaluate.compare.findings import Findings
@@ -39,6 +39,11 @@ def no_drawing(monkeypatch):
         folder.page.write_text("no plots")
 
     monkeypatch.setattr(run, "write_report", write)
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    without_drawing(monkeypatch)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -82,6 +87,7 @@ def test_the_command_leaves_tables_plots_and_a_page(text_file, tmp_path, capsys,
 
     # A finished one writes its report anew, and refuses what it was not made with.
     (out / "index.html").unlink()
+    without_drawing(monkeypatch)
     assert main(["compare", "--resume", "out"]) == 0
     assert (out / "index.html").exists()
     assert main(["compare", str(text_file), *OPTIONS, "--seeds", "2", "--resume", "out"]) == 2
@@ -142,11 +148,47 @@ def test_a_process_that_is_killed_is_a_failure_with_its_reason(tiny, tmp_path, n
     assert resume(tmp_path / "run").missing == 0
 
 
-def test_divergence_is_a_result_and_the_others_go_on(tiny, tmp_path, no_drawing):
-    config = tiny(tasks=(), costs=False, learning_rate=1e30, tokens=256)
-    result = compare(config, tmp_path / "run")
-    assert result.missing == 2
-    assert all("it diverged" in row["reason"] for row in rows(tmp_path / "run" / "not_measured.csv"))
+class Pipe:
+    """Keeps what a cell says."""
+
+    def __init__(self):
+        self.sent: list[tuple] = []
+
+    def send(self, message: tuple) -> None:
+        self.sent.append(message)
+
+
+def test_divergence_is_a_result_and_a_mistake_is_not(tiny, tmp_path, monkeypatch):
+    """What a cell's process does, in this one."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    folder, cell = CompareFolder(tmp_path / "run"), Cell(kind="task", mixer="rwkv7", subject="parity")
+    folder.open(tiny(data=(), learning_rate=1e30), resume=False)
+    write_json(
+        folder.plan,
+        {
+            "text_tokens": 0,
+            "task_tokens": {"parity": 1280},
+            "training_limit": 1,
+            "generation_limit": 1,
+            "threads": 1,
+            "seconds_per_token": {},
+            "expected": {},
+        },
+    )
+    pipe, stop = Pipe(), threading.Event()
+    workers._main(workers.CellJob(cell, folder, 1), pipe, stop)
+    result = folder.result(cell)
+    assert result is not None
+    assert result["status"] == "failed"
+    assert "it diverged" in result["reason"]
+    assert pipe.sent[0][0] == "progress"
+
+    monkeypatch.setattr(perform, "run_task", lambda *_, **__: 1 / 0)
+    folder.result_path(cell).unlink()
+    workers._main(workers.CellJob(cell, folder, 1), pipe, stop)
+    assert folder.result(cell) is None
+    assert pipe.sent[-1][0] == "broken"
+    assert "ZeroDivisionError" in pipe.sent[-1][1]
 
 
 def test_bad_input_is_said_before_anything_is_made(tiny, text_file, tmp_path):
