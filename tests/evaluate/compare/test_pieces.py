@@ -356,6 +356,8 @@ def test_costs_are_measured(tiny):
     )
     assert training["status"] == "done"
     assert training["tokens_per_second"] == pytest.approx(32 / training["seconds"])
+    if training["peak_bytes"] is not None:
+        assert 16 * training["parameters"] <= training["peak_bytes"] < 1 << 30
     for mixer, grows in (("rwkv7", False), ("attention", True)):
         result = measure_generation(config, Cell(kind="generation", mixer=mixer), limit=60)
         one, two = result["points"]
@@ -374,3 +376,16 @@ def test_what_would_take_too_long_is_skipped_with_its_reason(tiny):
     result = measure_generation(tiny(), Cell(kind="generation", mixer="rwkv7"), limit=0.0)
     assert {point["status"] for point in result["points"]} == {"skipped"}
     assert "reading 16 tokens takes longer than the limit" in result["points"][0]["reason"]
+
+
+def test_a_longest_context_is_a_reason_and_no_failure(tiny):
+    """AFT's position biases end at 1024 tokens: one more token after them is one too many."""
+    config = tiny(mixers=("aft",), width=16, parameters=200_000, generation_lengths=(512, 1024, 2048))
+    one, two, three = measure_generation(config, Cell(kind="generation", mixer="aft"), limit=60)["points"]
+    assert one["status"] == "done"
+    assert (two["status"], three["status"]) == ("skipped", "skipped")
+    assert "end at 1024" in two["reason"]
+    assert "end at 1024" in three["reason"]
+    long = measure_training(config, Cell(kind="training", mixer="aft", length=1025), limit=60, shorter=None)
+    assert long["status"] == "skipped"
+    assert "end at 1024" in long["reason"]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from rookery.errors import ConfigError, StateError
 from rookery.evaluate.bench.memory import peak_bytes, reset_peak, resident_bytes
@@ -23,11 +24,13 @@ from rookery.train.data import Rows
 from rookery.train.memory import keep_freed_memory
 from rookery.train.optimizer import make_optimizer
 
-__all__ = ["VOCAB", "measure_generation", "measure_speed", "measure_training"]
+__all__ = ["VOCAB", "measure_generation", "measure_speed", "measure_training", "weight_bytes"]
 
 # Bytes: what a model of text has by default. The tokens are random; their values change no cost.
 VOCAB = 256
 
+# Tokens of what is run before memory is measured.
+_FIRST = 16
 # Measured steps of training, at most and in at most so many seconds; at least one.
 _STEPS, _STEP_SECONDS = 5, 2.0
 # Tokens that are read in one call before generation is timed, and tokens generated to time it.
@@ -89,12 +92,14 @@ def measure_training(
                 f"tokens; the limit is {limit:.0f} s",
             }
     keep_freed_memory()
-    before = resident_bytes()
-    reset_peak()
     recipe = train_config(config, tokens=1 << 30, seed=0, name="cost")
     try:
         model = make_model(config, cell.mixer, VOCAB, seed=0)
         optimizer = make_optimizer(model, recipe)
+        # A short step first: it touches the libraries' pages, and allocates gradients and moments.
+        training_step(model, optimizer, _rows(1, _FIRST), recipe, rate=1e-4)
+        before = resident_bytes()
+        reset_peak()
         rows, times = _rows(1, cell.length), []
         began = time.perf_counter()
         while len(times) < 2 or (len(times) <= _STEPS and time.perf_counter() - began < _STEP_SECONDS):
@@ -104,7 +109,9 @@ def measure_training(
     except (ConfigError, StateError) as error:
         return {"status": "skipped", "reason": str(error)}
     # The first one allocates.
-    seconds, peak = statistics.median(times[1:]), peak_bytes()
+    seconds = statistics.median(times[1:])
+    # Weights, gradients and two moments, which were there before.
+    peak = _beyond(peak_bytes(), before, counted=4 * weight_bytes(model))
     return {
         "status": "done",
         **describe(model),
@@ -112,7 +119,7 @@ def measure_training(
         "seconds": seconds,
         "steps": len(times) - 1,
         "tokens_per_second": cell.length / seconds,
-        "peak_bytes": None if peak is None or before is None else peak - before,
+        "peak_bytes": peak,
     }
 
 
@@ -133,8 +140,9 @@ def measure_generation(
     Raises:
         Interrupted: it was stopped; it begins anew.
     """
-    before = resident_bytes()
     model = make_model(config, cell.mixer, VOCAB, seed=0)
+    model(torch.zeros(1, _FIRST, dtype=torch.int64))
+    before = resident_bytes()
     generator = torch.Generator().manual_seed(2)
     points: list[dict[str, Any]] = []
     state, seen, began = None, 0, time.perf_counter()
@@ -169,7 +177,11 @@ def measure_generation(
                 for each in config.generation_lengths[number:]
             ]
             break
-        points.append({"after": length, "status": "done", **_one_more(model, state, before)})
+        try:
+            points.append({"after": length, "status": "done", **_one_more(model, state, before)})
+        except (ConfigError, StateError) as error:
+            # The text just fits, and there is no place for one more token.
+            points.append({"after": length, "status": "skipped", "reason": str(error)})
     return {"status": "done", **describe(model), "points": points}
 
 
@@ -180,9 +192,18 @@ def _one_more(model: Any, state: Any, before: int | None) -> dict[str, Any]:
         # The state is not written into, so that every token is the one after the same text.
         model(token, state)
         seconds.append(time.perf_counter() - start)
-    resident = resident_bytes()
     return {
         "seconds": statistics.median(seconds),
         "state_bytes": state_bytes(state),
-        "memory_bytes": None if resident is None or before is None else resident - before,
+        "memory_bytes": _beyond(resident_bytes(), before, counted=weight_bytes(model)),
     }
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def _beyond(now: int | None, before: int | None, *, counted: int) -> int | None:
+    """What was counted, and what came on top of what was resident before; None where the system is silent."""
+    return None if now is None or before is None else counted + max(now - before, 0)

@@ -191,8 +191,8 @@ def _text(story: Story, findings: Findings, data: DataSet) -> None:
         f"context-{data.name}.png",
         partial(plots.context_plot, findings, data.name),
         f"Does longer context help? Left: loss of {data.name} at each position; lower on the right means "
-        "that the text before it is used. Right: the same tokens read in shorter and longer pieces. Beyond "
-        "the dashed line contexts are longer than in training.",
+        "that the text before it is used. Right: the same tokens read in shorter and longer pieces. "
+        "Beyond the dashed line contexts are longer than in training.",
     )
 
 
@@ -272,15 +272,15 @@ def _costs(story: Story, findings: Findings) -> None:
         story.picture(
             "training-cost.png",
             partial(plots.training_plot, findings),
-            "Training, one row in a step: tokens a second, and the most memory that a fresh process takes "
-            "beyond what it had before the model.",
+            "Training, one row in a step: tokens a second, and the most memory of a step: weights, "
+            "gradients and moments, and what a fresh process takes on top for rows of this length.",
         )
     if any(findings.points(mixer) for mixer in findings.config.mixers):
         story.picture(
             "generation-cost.png",
             partial(plots.generation_plot, findings),
-            "Generation, one stream: time of one more token, bytes of the state, and memory of the "
-            "process beyond what it had before the model.",
+            "Generation, one stream: time of one more token, bytes of the state, and memory: the weights, "
+            "and what the process has taken on top while it read.",
         )
     rows = []
     for mixer in findings.config.mixers:
@@ -368,9 +368,9 @@ def _method(story: Story, findings: Findings) -> None:
             "The speeds and the budgets are in `plan.json`."
         )
     story.text(
-        "Peak memory is that of a fresh process for each point. Time of a step and of a token are medians; "
-        "a token is timed after the text was read in chunks, with the state it left. What took longer than "
-        "its share of the budget is listed as not measured."
+        "Peak memory is that of a fresh process for each point, without Python and its libraries. Time of "
+        "a step and of a token are medians; a token is timed after the text was read in chunks, with the "
+        "state it left. What took longer than its share of the budget is listed as not measured."
     )
 
 
