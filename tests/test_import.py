@@ -107,7 +107,7 @@ def test_a_model_is_measured_without_torch(without_torch, byte_model_arrays, tmp
     (tmp_path / "questions.jsonl").write_text(question)
     run = "import sys; from rookery.cli import main; sys.exit(main({}))"
     model, out = str(byte_model_arrays), str(tmp_path / "out")
-    text = ["eval", model, "--text", str(tmp_path / "text.txt")]
+    text = ["eval", model, "--text", str(tmp_path / "text.txt"), "--out", out]
     assert "bits per byte" in python(run.format(text), **without_torch)
     questions = ["eval", model, "--questions", str(tmp_path / "questions.jsonl"), "--out", out]
     assert "per byte" in python(run.format(questions), **without_torch)
