@@ -10,12 +10,12 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from rookery.evaluate.machine import installed_versions, processor
 from rookery.files import atomic_write
 
 __all__ = [
@@ -98,24 +98,11 @@ def interleaved_medians(
 
 def machine(peers: Sequence[str] = ()) -> dict[str, object]:
     """The machine, and the versions of what was measured."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0].strip() if names else cpu
-    versions: dict[str, str | None] = {}
-    for name in ("rookery", "torch", "numpy", *peers):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": installed_versions(("rookery", "torch", "numpy", *peers)),
     }
 
 

@@ -105,7 +105,7 @@ def test_plots_follow_the_paper(page):
     text = page.render()
     drawn = text[text.index('<div class="plot"') : text.index("</svg>")]
     assert "A plot" in drawn
-    assert f"var(--c{style.MIXERS['rwkv7'].color[1:]})" in drawn
+    assert f"var(--c{style.MARKS['rwkv7'].color[1:]})" in drawn
     assert not [color for color in style.DARK if color in drawn]
     for light, dark in style.DARK.items():
         assert f"--c{light[1:]}:{light};" in text

@@ -32,14 +32,21 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_mixings_are_told_apart():
-    marks = style.MIXERS.values()
+    marks = style.MARKS.values()
     for one, other in combinations(marks, 2):
         assert one.color != other.color
         assert one.marker != other.marker
 
 
+def test_mixings_are_called_what_the_table_of_mixers_calls_them():
+    mixers = pytest.importorskip("rookery.rivals").MIXERS
+    assert {name: mark.label for name, mark in style.MARKS.items()} == {
+        name: mixer.title for name, mixer in mixers.items()
+    }
+
+
 def test_every_colour_has_a_partner_and_is_seen_on_its_paper():
-    colors = {each.color for each in style.MIXERS.values()} | set(style.SERIES)
+    colors = {each.color for each in style.MARKS.values()} | set(style.SERIES)
     assert colors <= style.DARK.keys()
     for color in colors:
         assert contrast(color, style.PAPER) > 1.9, color
@@ -50,7 +57,7 @@ def test_every_colour_has_a_partner_and_is_seen_on_its_paper():
 
 
 def test_rwkvs_are_one_family_of_hues():
-    for name, mark in style.MIXERS.items():
+    for name, mark in style.MARKS.items():
         hue, _, _ = rgb_to_hls(*(channel / 255 for channel in rgb(mark.color)))
         assert (180 <= 360 * hue <= 225) == name.startswith("rwkv"), name
 
@@ -60,7 +67,7 @@ def test_an_unknown_name_has_the_same_mark_in_every_process():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(style.mark("pythia-160m"))
     assert style.mark("pythia-160m").label == "pythia-160m"
-    assert style.mark("rwkv6") is style.MIXERS["rwkv6"]
+    assert style.mark("rwkv6") is style.MARKS["rwkv6"]
 
 
 def test_the_style_leaves_matplotlib_as_it_was():

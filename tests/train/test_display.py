@@ -10,7 +10,7 @@ from rich.console import Console
 
 from rookery.config import sized
 from rookery.train import TrainConfig
-from rookery.train.display import PlainReporter, RichReporter, RunFacts, make_reporter
+from rookery.train.display import PlainReporter, RichReporter, RunFacts, duration, make_reporter
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
 from rookery.train.plotting import plot_loss, smooth
 
@@ -116,3 +116,7 @@ def test_smoothing_keeps_a_line_and_quiets_noise():
     noise = np.random.default_rng(0).normal(size=2000)
     assert smooth(noise)[300:].std() < 0.3
     assert len(smooth(noise[:1])) == 1
+
+
+def test_durations():
+    assert [duration(s) for s in (None, 5, 65, 3723)] == ["?", "0:05", "1:05", "1:02:03"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from rookery.errors import ConfigError, require
@@ -12,6 +11,7 @@ from rookery.evaluate import summary
 from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.first_token import choose_first_token
 from rookery.evaluate.harness import TasksResult, run_tasks, write_json
+from rookery.evaluate.machine import installed_versions
 from rookery.evaluate.progress import progress
 from rookery.evaluate.prompts import FORMATS, ORDERS, PromptsResult, compare_prompts, write_csv
 from rookery.evaluate.prompts_page import prompts_page
@@ -215,5 +215,5 @@ def try_prompts(
     return result
 
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("rookery", "numpy")}
+def _versions() -> dict[str, str | None]:
+    return installed_versions(("rookery", "numpy"))

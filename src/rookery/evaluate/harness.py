@@ -22,13 +22,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rookery.errors import ConfigError, DataError, require
 from rookery.evaluate.cache import RequestCache
 from rookery.evaluate.likelihood import Report
+from rookery.evaluate.machine import installed_versions
 from rookery.files import atomic_write
 from rookery.generate import LanguageModel
 
@@ -65,7 +65,7 @@ class TasksResult:
     tasks: dict[str, TaskResult]
     setting: dict[str, Any]
     """The model, the first token, and all else that scores depend on."""
-    versions: dict[str, str]
+    versions: dict[str, str | None]
     seconds: float
     reused: int
     """Requests that an earlier sitting had finished."""
@@ -149,7 +149,7 @@ def run_tasks(
         )
         for name in loaded
     }
-    versions = {name: version(name) for name in ("rookery", "lm_eval", "numpy", "datasets")}
+    versions = installed_versions(("rookery", "lm_eval", "numpy", "datasets"))
     result = TasksResult(results, facts, versions, time.perf_counter() - started, cache.found)
     if folder is not None:
         write_json(folder / "results.json", result.to_dict())

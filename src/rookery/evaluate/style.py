@@ -26,7 +26,7 @@ __all__ = [
     "DARK",
     "GRID",
     "INK",
-    "MIXERS",
+    "MARKS",
     "MUTED",
     "PAPER",
     "SERIES",
@@ -99,16 +99,16 @@ class Mark:
         return style | ({"dashes": self.dashes} if self.dashes else {}) | changes
 
 
-MIXERS = {
+MARKS = {
     "rwkv4": Mark(label="RWKV-4", color=_RWKV4, marker="v"),
-    "rwkv5": Mark(label="RWKV-5", color=_RWKV5, marker="s"),
+    "rwkv5": Mark(label="RWKV-5.2", color=_RWKV5, marker="s"),
     "rwkv6": Mark(label="RWKV-6", color=_RWKV6, marker="D"),
     "rwkv7": Mark(label="RWKV-7", color=_RWKV7, marker="o"),
-    "attention": Mark(label="attention", color=_ATTENTION, marker="^"),
+    "attention": Mark(label="Attention", color=_ATTENTION, marker="^"),
     "rnn": Mark(label="RNN", color=_RNN, marker="x", dashes=(4, 2)),
     "lstm": Mark(label="LSTM", color=_LSTM, marker="P", dashes=(4, 2)),
     "aft": Mark(label="AFT", color=_AFT, marker="<", dashes=(1.5, 1.5)),
-    "aft-simple": Mark(label="AFT simple", color=_AFT_SIMPLE, marker=">", dashes=(1.5, 1.5)),
+    "aft-simple": Mark(label="AFT-simple", color=_AFT_SIMPLE, marker=">", dashes=(1.5, 1.5)),
     "gla": Mark(label="GLA", color=_GLA, marker="p", dashes=(6, 1.5, 1.5, 1.5)),
     "deltanet": Mark(label="DeltaNet", color=_DELTANET, marker="h", dashes=(6, 1.5, 1.5, 1.5)),
 }
@@ -160,8 +160,8 @@ _RC: dict[str, Any] = {
 
 def mark(name: str) -> Mark:
     """The mark of a mixing, or one for any other name: the same at every call, in every run."""
-    if name in MIXERS:
-        return MIXERS[name]
+    if name in MARKS:
+        return MARKS[name]
     # zlib.crc32 and not hash(), which differs from process to process.
     number = zlib.crc32(name.encode())
     color = SERIES[number % len(SERIES)]

@@ -15,7 +15,15 @@ from rookery.files import shown
 from rookery.train.config import TrainConfig
 from rookery.train.metrics import Metrics
 
-__all__ = ["PlainReporter", "Reporter", "RichReporter", "RunFacts", "SilentReporter", "make_reporter"]
+__all__ = [
+    "PlainReporter",
+    "Reporter",
+    "RichReporter",
+    "RunFacts",
+    "SilentReporter",
+    "duration",
+    "make_reporter",
+]
 
 # Seconds between plain lines of progress.
 _PLAIN_INTERVAL = 10.0
@@ -95,7 +103,7 @@ class PlainReporter:
             self._next = now + _PLAIN_INTERVAL
             self._print(
                 f"step {row.step}  {spent:4.0%}  loss {self._recent.loss:.4f}  "
-                f"{self._recent.speed:,.0f} tokens/s  {_duration(seconds_left)} left"
+                f"{self._recent.speed:,.0f} tokens/s  {duration(seconds_left)} left"
             )
 
     def validation(self, row: Metrics) -> None:
@@ -141,7 +149,7 @@ class RichReporter:
         """Move the bar."""
         self._recent.add(row)
         rest = (
-            f"{self._recent.speed:,.0f} tokens/s · {_duration(seconds_left)} left"
+            f"{self._recent.speed:,.0f} tokens/s · {duration(seconds_left)} left"
             if spent < 1
             else "reading all that is held out"
         )
@@ -204,11 +212,12 @@ def _headline(facts: RunFacts) -> str:
 
 def _validation_line(row: Metrics) -> str:
     bits = f"  {row.bits_per_byte:.4f} bits/byte" if row.bits_per_byte is not None else ""
-    where = f"step {row.step}  {row.tokens:,} tokens  {_duration(row.seconds)}"
+    where = f"step {row.step}  {row.tokens:,} tokens  {duration(row.seconds)}"
     return f"{where}  held out: {row.valid_loss:.4f}{bits}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Minutes and seconds, or hours too; "?" for None."""
     if seconds is None:
         return "?"
     minutes, seconds = divmod(round(seconds), 60)

@@ -17,7 +17,7 @@ from rookery.cli import main
 from rookery.errors import ConfigError, DataError
 from rookery.evaluate.compare import compare, data_set, perform, resume, workers
 from rookery.evaluate.compare.cells import Cell, CompareFolder, cells_of, write_json
-from rookery.evaluate.compare.display import SilentReporter, duration
+from rookery.evaluate.compare.display import SilentReporter
 
 OPTIONS = (
     *("--mixers", "rwkv7,attention", "--seeds", "1", "--tokens", "512", "--threads", "1"),
@@ -229,7 +229,3 @@ def test_a_broken_configuration_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"mixers": ["rwkv7"], "tokens": 5, "colour": "blue"}))
     with pytest.raises(ConfigError, match="not a configuration of a comparison"):
         resume(tmp_path)
-
-
-def test_durations():
-    assert [duration(s) for s in (None, 5, 65, 3723)] == ["?", "0:05", "1:05", "1:02:03"]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rookery.evaluate import style
 from rookery.evaluate.bench.families import FAMILIES
 from rookery.evaluate.bench.point import Point, Row
+from rookery.evaluate.machine import installed_versions, processor
 from rookery.evaluate.page import Page
 
 if TYPE_CHECKING:
@@ -222,12 +221,12 @@ def _by_size(page: Page, measured: Sequence[Summary], folder: Path) -> None:
 
 
 _FAMILY_MARKS = {
-    "rwkv": style.MIXERS["rwkv7"],
-    "rwkv6": style.MIXERS["rwkv6"],
-    "rwkv5": style.MIXERS["rwkv5"],
-    "rwkv4": style.MIXERS["rwkv4"],
-    "file": style.MIXERS["rwkv7"],
-    "neox": style.MIXERS["attention"],
+    "rwkv": style.MARKS["rwkv7"],
+    "rwkv6": style.MARKS["rwkv6"],
+    "rwkv5": style.MARKS["rwkv5"],
+    "rwkv4": style.MARKS["rwkv4"],
+    "file": style.MARKS["rwkv7"],
+    "neox": style.MARKS["attention"],
     "opt": style.Mark(label="OPT", color=style.SERIES[2], marker="p"),
     "bloom": style.Mark(label="BLOOM", color=style.SERIES[3], marker="h"),
 }
@@ -345,19 +344,8 @@ def _method(page: Page, measured: Sequence[Summary]) -> None:
 
 
 def _machine(rows: Sequence[Row]) -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1] for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0].strip() if names else cpu
-    versions = []
-    for name in ("rookery", "torch", "transformers"):
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    versions = installed_versions(("rookery", "torch", "transformers"))
+    present = [f"{name} {number}" for name, number in versions.items() if number is not None]
     threads = sorted({row.point.threads for row in rows})
     used = " and ".join(map(str, threads)) + (" thread" if threads == [1] else " threads")
-    return f"{cpu}, {used}; {', '.join(versions)}"
+    return f"{processor()}, {used}; {', '.join(present)}"

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from rookery.evaluate.compare.cells import Cell, Result
+from rookery.train.display import duration
 
-__all__ = ["CompareReporter", "SilentReporter", "duration", "make_reporter", "outcome"]
+__all__ = ["CompareReporter", "SilentReporter", "make_reporter", "outcome"]
 
 # Seconds between plain lines of progress.
 _PLAIN_INTERVAL = 15.0
@@ -210,12 +211,3 @@ def outcome(cell: Cell, result: Result) -> str:
         return f"{result['tokens_per_second']:,.0f} tokens/s"
     done = [point for point in result["points"] if point["status"] == "done"]
     return ", ".join(f"{point['after']}: {point['seconds'] * 1e3:.2f} ms" for point in done) or "nothing"
-
-
-def duration(seconds: float | None) -> str:
-    """Minutes and seconds, or hours too."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

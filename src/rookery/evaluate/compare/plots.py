@@ -102,7 +102,7 @@ def generation_plot(findings: Findings) -> Figure:
     columns: Sequence[tuple[str, str, Callable[[float, Any], str]]] = (
         ("Time of one more token", "seconds", _milliseconds),
         ("State", "state_bytes", _bytes),
-        ("Weights, state and work memory", "memory_bytes", _bytes),
+        ("Memory", "memory_bytes", _bytes),
     )
     for axes, (name, field, shown) in zip(panels, columns, strict=True):
         for mixer in findings.done("generation"):

@@ -12,7 +12,6 @@ from rookery.errors import ConfigError
 from rookery.evaluate.compare import plots
 from rookery.evaluate.compare.cells import CompareFolder, cells_of
 from rookery.evaluate.compare.config import CompareConfig, DataSet
-from rookery.evaluate.compare.display import duration
 from rookery.evaluate.compare.findings import Findings, mean, spread
 from rookery.evaluate.compare.fit import SPAN, Exponent
 from rookery.evaluate.compare.story import Story
@@ -20,6 +19,7 @@ from rookery.evaluate.compare.tables import write_tables
 from rookery.evaluate.tasks import TASKS, Task
 from rookery.files import atomic_write
 from rookery.rivals import MIXERS
+from rookery.train.display import duration
 
 __all__ = ["exponent_lines", "tell", "write_markdown", "write_report"]
 

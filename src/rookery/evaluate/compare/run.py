@@ -27,6 +27,7 @@ from rookery.evaluate.compare.plan import Plan, make_plan
 from rookery.evaluate.compare.report import write_report
 from rookery.evaluate.compare.text import Texts, context_windows
 from rookery.evaluate.compare.workers import CellJob, run_cells
+from rookery.evaluate.machine import processor
 from rookery.evaluate.tasks import TASKS
 from rookery.train.config import TrainConfig
 from rookery.train.corpus import choose_tokenizer, read_corpus
@@ -225,17 +226,7 @@ def _machine(config: CompareConfig) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.system(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": _threads(config),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
