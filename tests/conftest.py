@@ -25,6 +25,10 @@ if engine := os.environ.get("ROOKERY_ENGINE"):
     sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 
+# Where there is no GPU, Triton's kernels are tested in its interpreter, which it looks for when it is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

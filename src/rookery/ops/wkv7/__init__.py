@@ -16,14 +16,17 @@ from torch import Tensor
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
 from rookery.ops.native import native_row
+from rookery.ops.triton import triton_row
 from rookery.ops.wkv7.chunked import wkv7_chunked
 from rookery.ops.wkv7.native import wkv7_native
 from rookery.ops.wkv7.reference import wkv7_reference
+from rookery.ops.wkv7.triton import wkv7_triton
 
 __all__ = ["IMPLEMENTATIONS", "wkv7"]
 
 IMPLEMENTATIONS = (
     native_row(wkv7_native),
+    triton_row(wkv7_triton),
     Implementation(name="chunked", run=wkv7_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv7_reference),
 )
@@ -52,7 +55,7 @@ def wkv7(
         b: where the value read is added, [B, T, H, K]; the model's is kk * iclr.
         state: S before the first token, [B, H, K, V]; None for zeros.
         starts: [B, T] bool, true at the first token of each document: S is zero before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, H, V] in the dtype of v, and S after the last token, [B, H, K, V], in float32 (float64 where

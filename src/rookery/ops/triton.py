@@ -1,0 +1,70 @@
+"""What the operators over Triton kernels share.
+
+The kernels of a recurrence are in its ``kernels.py``, which is imported by the first call that needs them:
+where Triton is not installed, or there is no GPU, nothing else misses it. With ``TRITON_INTERPRET=1`` in the
+environment Triton runs kernels in Python on a CPU, slowly, so that they can be tested anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rookery.ops.dispatch import Implementation
+
+__all__ = ["DEVICES", "READS", "block", "interpreting", "precision", "triton_kernels", "triton_row", "warps"]
+
+READS = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernels read; they compute in float32."""
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+DEVICES = ("cpu", "cuda") if interpreting() else ("cuda",)
+"""The types of device that the kernels run on."""
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def triton_row(run: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
+    """The row of the Triton implementation in a recurrence's table."""
+    return Implementation(
+        name="triton", run=run, devices=DEVICES, dtypes=(torch.float32,), reads=READS, installed=_installed
+    )
+
+
+def triton_kernels(module: str) -> Any:
+    """Import a module of kernels; its functions are what `triton.jit` made of them, which has no types."""
+    return import_module(module)
+
+
+def block(channels: int) -> int:
+    """The power of two that holds so many channels; 16 is the least that tensor cores multiply."""
+    return max(16, 1 << (channels - 1).bit_length())
+
+
+def precision(*tensors: Tensor) -> str:
+    """How products are computed, as Triton names it.
+
+    Where all inputs are of 16 bits, in TF32, whose rounding is below theirs; else in three products of TF32,
+    which together have the digits of float32.
+    """
+    return "tf32" if all(x.dtype.itemsize == 2 for x in tensors) else "tf32x3"
+
+
+def warps(key: int, value: int) -> int:
+    """Warps of a program that holds a state of K by V numbers in its registers."""
+    return 4 if block(key) * block(value) <= 64 * 64 else 8

@@ -1,0 +1,168 @@
+"""RWKV-7's recurrence by Triton kernels (``kernels.py``), as ``torch.library`` operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rookery.ops.native import bytes_of, contiguous, wants_gradients
+from rookery.ops.triton import DEVICES, block, precision, triton_kernels, warps
+
+__all__ = ["wkv7_triton"]
+
+CHUNK = 16
+# Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
+SPAN = 4
+
+
+def wkv7_triton(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The arguments of `rookery.ops.wkv7`: inputs in float32, bfloat16 or float16, the state in float32."""
+    keep = wants_gradients((r, log_w, k, v, a, b, state))
+    return _forward(r, log_w, k, v, a, b, state, starts, keep)[:2]
+
+
+def _sizes(key: int, value: int, starts: Tensor | None, *inputs: Tensor) -> dict[str, Any]:
+    """What the kernels are compiled for."""
+    return {
+        "K": key,
+        "V": value,
+        "BK": block(key),
+        "BV": block(value),
+        "C": CHUNK,
+        "SPAN": SPAN,
+        "STARTS": starts is not None,
+        "PRECISION": precision(*inputs),
+        "num_warps": warps(key, value),
+    }
+
+
+@torch.library.custom_op("rookery::wkv7_triton", mutates_args=(), device_types=DEVICES)
+def _forward(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    outputs = _empty_outputs(r, log_w, k, v, a, b, state, starts, keep)
+    y, after, states, kept = outputs
+    B, H, K, V = state.shape
+    T = v.shape[1]
+    n = -(-T // CHUNK)
+    r, log_w, k, v, a, b = (contiguous(x) for x in (r, log_w, k, v, a, b))
+    sizes = _sizes(K, V, starts, r, k, v, a, b)
+    marks = y if starts is None else bytes_of(starts)
+    inverses = kept if keep else state.new_empty(B, H, n, CHUNK, CHUNK)
+    own = {name: sizes[name] for name in ("K", "BK", "C", "STARTS", "PRECISION")}
+    kernels.solve[(n, B * H)](log_w, a, b, marks, inverses, T, H, **own, num_warps=1)
+    kernels.forward[(B * H,)](
+        r, log_w, k, v, a, b, contiguous(state), marks, inverses, y, after, states, T, H, KEEP=keep, **sizes
+    )
+    return outputs
+
+
+@_forward.register_fake
+def _empty_outputs(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y and the state after, and for the backward pass the states before spans and the chunks' inverses."""
+    B, H, K, V = state.shape
+    n = -(-v.shape[1] // CHUNK)
+    spans = -(-n // SPAN)
+    return (
+        v.new_empty(v.shape),
+        state.new_empty(state.shape),
+        state.new_empty((B, H, spans, K, V) if keep else (0,)),
+        state.new_empty((B, H, n, CHUNK, CHUNK) if keep else (0,)),
+    )
+
+
+@torch.library.custom_op("rookery::wkv7_triton_backward", mutates_args=(), device_types=DEVICES)
+def _backward(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    starts: Tensor | None,
+    states: Tensor,
+    inverses: Tensor,
+    dy: Tensor,
+    dafter: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    gradients = _empty_gradients(r, log_w, k, v, a, b, starts, states, inverses, dy, dafter)
+    B, H, _, K, V = states.shape
+    r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))
+    sizes = _sizes(K, V, starts, r, k, v, a, b)
+    marks = dy if starts is None else bytes_of(starts)
+    dafter = states.new_zeros(B, H, K, V) if dafter is None else contiguous(dafter)
+    scratch = states.new_empty(B, H, SPAN, K, V)
+    kernels.backward[(B * H,)](
+        *(r, log_w, k, v, a, b, marks, inverses, states, dy, dafter),
+        *(*gradients, scratch, v.shape[1], H),
+        **sizes,
+    )
+    return gradients
+
+
+@_backward.register_fake
+def _empty_gradients(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    starts: Tensor | None,
+    states: Tensor,
+    inverses: Tensor,
+    dy: Tensor,
+    dafter: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, H, _, K, V = states.shape
+    dr, dlog_w, dk, dv, da, db = (x.new_empty(x.shape) for x in (r, log_w, k, v, a, b))
+    return dr, dlog_w, dk, dv, da, db, states.new_empty((B, H, K, V))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, _state, starts, _keep = inputs
+    _, _, states, inverses = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, starts, states, inverses)
+
+
+def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    *tensors, starts, states, inverses = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(tensors[3])
+    *gradients, dstate = _backward(*tensors, starts, states, inverses, dy, dafter)
+    return *gradients, dstate, None, None
+
+
+_forward.register_autograd(_gradients, setup_context=_keep)
