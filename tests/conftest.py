@@ -25,7 +25,7 @@ if engine := os.environ.get("ROOKERY_ENGINE"):
     sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[spec.name])
 
-# Where there is no GPU, Triton's kernels are tested in its interpreter, which it looks for when it is imported.
+# Where there is no GPU, Triton interprets its kernels, if it is asked to before it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

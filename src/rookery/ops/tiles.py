@@ -36,6 +36,7 @@ def load_tile(pointer, start, T, stride, width, token, channel):
 
 @triton.jit
 def store_tile(pointer, x, start, T, stride, width, token, channel):
+    """Write what of `x` [C, channels] is inside of the row."""
     at = start + token
     inside = (at[:, None] < T) & (channel[None, :] < width)
     tl.store(pointer + at[:, None] * stride + channel[None, :], x, mask=inside)
@@ -49,17 +50,20 @@ def load_row(pointer, at, stride, width, channel):
 
 @triton.jit
 def store_row(pointer, x, at, stride, width, channel):
+    """Write the numbers of one token."""
     tl.store(pointer + at * stride + channel, x, mask=channel < width)
 
 
 @triton.jit
 def load_state(pointer, channel, value, K, V):
+    """[K, V] float32, 0 beyond K and V."""
     inside = (channel[:, None] < K) & (value[None, :] < V)
     return tl.load(pointer + channel[:, None] * V + value[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def store_state(pointer, x, channel, value, K, V):
+    """Write what of `x` is inside of K and V."""
     inside = (channel[:, None] < K) & (value[None, :] < V)
     tl.store(pointer + channel[:, None] * V + value[None, :], x, mask=inside)
 
@@ -84,6 +88,7 @@ def first_half(log_w, token, C: tl.constexpr):
 
 @triton.jit
 def is_strong(middle, total):
+    """Whether decays of half a chunk, from its start or to its end, leave what is multiplied as it is."""
     return tl.max(tl.maximum(-middle, middle - total), axis=0) > STRONGEST
 
 
@@ -99,4 +104,8 @@ def below(x, begun, token, OWN: tl.constexpr):
 
 @triton.jit
 def product(x, y, PRECISION: tl.constexpr):
-    return tl.dot(x, y, input_precision=PRECISION)
+    """x y, added up in float32; see `rookery.ops.triton.precision`."""
+    if PRECISION == "bf16":
+        return tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16))
+    else:
+        return tl.dot(x, y, input_precision=PRECISION)

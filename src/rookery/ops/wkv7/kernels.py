@@ -2,8 +2,8 @@
 
 A program holds the state of one head of one row in registers and goes through the row chunk by chunk: the
 state is read from memory once and written once, the inputs are read once. What does not depend on the state,
-the inverse M = (I - tril(a~ b~^T, -1))^-1 of each chunk, `solve` computes before, for all chunks at once. M is
-found row by row, since powers of the matrix, whose alternating sum M is, can be a million times larger than M.
+the inverse M = (I - tril(a~ b~^T, -1))^-1 of each chunk, `solve` computes before, for all chunks at once. M
+is found row by row: it is an alternating sum of powers of the matrix, which can be a million times larger.
 
 For the backward pass the forward pass keeps M and, every `SPAN` chunks, the state. `backward` takes the spans
 in reverse. In each it first goes forward from the kept state and puts the states before its chunks into a
