@@ -17,9 +17,10 @@
 //
 // Layout `columns`, for a matrix of more than 4 bits whose input is mostly zeros: the value matrix of channel mixing,
 // whose inputs are squares of rectified sums. In slabs of 128 rows, all rows of one column lie together, so that for a
-// zero input nothing is read; the slab's scales of a block come before the block's columns. For several tokens, whose
-// zeros are not the same, panels are made of 8 blocks of a slab at a time, in cache. (16 bytes of q4 hold rows r to r +
-// 15 in the lower halves and r + 16 to r + 31 in the upper.)
+// zero input nothing is read; the slab's scales of a block come before the block's columns. Several tokens, whose zeros
+// are not the same, skip each its own in fp32; for other types, which multiply several columns in one instruction,
+// panels are made of 8 blocks of a slab at a time, in cache. (16 bytes of q4 hold rows r to r + 15 in the lower halves
+// and r + 16 to r + 31 in the upper.)
 //
 // Rows are padded to groups (columns: to slabs), columns to blocks of 32, both with zeros.
 //

@@ -54,6 +54,12 @@ ROOKERY_BOTH(min, _mm256_min_ps)
 ROOKERY_INLINE Floats fma(Floats x, Floats y, Floats z) {
   return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
 }
+ROOKERY_INLINE uint32_t nonzero(Floats x) {
+  __m256 none = _mm256_setzero_ps();
+  int low = _mm256_movemask_ps(_mm256_cmp_ps(x.a, none, _CMP_NEQ_UQ));
+  int high = _mm256_movemask_ps(_mm256_cmp_ps(x.b, none, _CMP_NEQ_UQ));
+  return static_cast<uint32_t>(low | high << 8);
+}
 ROOKERY_INLINE Floats abs(Floats x) {
   __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};

@@ -39,6 +39,7 @@ ROOKERY_INLINE Floats max(Floats a, Floats b) { return {_mm512_max_ps(a.v, b.v)}
 ROOKERY_INLINE Floats min(Floats a, Floats b) { return {_mm512_min_ps(a.v, b.v)}; }
 ROOKERY_INLINE Floats abs(Floats a) { return {_mm512_abs_ps(a.v)}; }
 ROOKERY_INLINE Floats sqrt(Floats a) { return {_mm512_sqrt_ps(a.v)}; }
+ROOKERY_INLINE uint32_t nonzero(Floats a) { return _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 ROOKERY_INLINE Floats round(Floats a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

@@ -50,6 +50,12 @@ ROOKERY_INLINE Floats max(Floats a, Floats b) { ROOKERY_LANES_OF(Floats, a.v[i] 
 ROOKERY_INLINE Floats min(Floats a, Floats b) { ROOKERY_LANES_OF(Floats, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 ROOKERY_INLINE Floats abs(Floats a) { ROOKERY_LANES_OF(Floats, std::fabs(a.v[i])); }
 ROOKERY_INLINE Floats sqrt(Floats a) { ROOKERY_LANES_OF(Floats, std::sqrt(a.v[i])); }
+// Bit i: whether lane i is not zero; NaN is not.
+ROOKERY_INLINE uint32_t nonzero(Floats a) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; i++) bits |= (a.v[i] != 0 ? 1u : 0u) << i;
+  return bits;
+}
 // To the nearest integer, halves to the even one.
 ROOKERY_INLINE Floats round(Floats a) { ROOKERY_LANES_OF(Floats, std::nearbyintf(a.v[i])); }
 // 2^n for integers n from -126 to 127; 0 for -127; anything for NaN.

@@ -54,6 +54,7 @@ Model::Model(const Config& config, Weights weights, const Source& embedding, int
   spans_.resize(kPassTokens);
   span_of_row_.resize(kPassTokens);
   wanted_.resize(kPassTokens);
+  last_rows_.resize(kPassTokens);
 }
 
 std::optional<Fault> Model::step(const Call& call) {
@@ -62,7 +63,7 @@ std::optional<Fault> Model::step(const Call& call) {
   const Targets* targets = call.targets;
   float* logits = call.logits;
   const int64_t* tokens = call.tokens;
-  int64_t limit = call.streams > kPromptTokens ? kPassTokens : kPromptTokens;
+  int64_t limit = call.streams > kPromptTokens || targets != nullptr ? kPassTokens : kPromptTokens;
   int64_t stream = 0, read = 0;   // tokens of the present stream that earlier passes have read
   int64_t begun = 0, target = 0;  // tokens, and targets, that earlier passes had
   num_kept_ = 0;
@@ -84,9 +85,10 @@ std::optional<Fault> Model::step(const Call& call) {
     }
     Pass pass = {rows, spans_.data(), spans, span_of_row_.data(), &call.after, x_, normal_, output_, &fault};
     if (targets == nullptr) {
+      Pass last = last_of(pass, wanted);
       run_team(threads_, [&](const Member& member) {
         Context context = context_of(pass, member);
-        run(context, tokens);
+        run(context, last, tokens);
         if (wanted != 0) predict(context, x_, wanted_.data(), wanted, logits);
       });
       logits += wanted * config_.vocab_size;
@@ -100,9 +102,10 @@ std::optional<Fault> Model::step(const Call& call) {
         run_team(threads_, [&](const Member& member) { score(context_of(pass, member), *targets); });
         num_kept_ = 0;
       }
+      Pass last = last_of(pass, wanted);
       run_team(threads_, [&](const Member& member) {
         Context context = context_of(pass, member);
-        run(context, tokens);
+        run(context, last, tokens);
         if (wanted != 0) keep(context, wanted_.data(), wanted);
       });
       for (int64_t i = first; i < target; i++)
@@ -123,13 +126,31 @@ Context Model::context_of(const Pass& pass, const Member& member) const {
   return {config_, pass, member, own_[static_cast<size_t>(member.index)], kernels().step};
 }
 
-void Model::run(const Context& context, const int64_t* tokens) {
+// The last channel mixing is asked for by the rows that give logits, and by the states, which end in the last row of
+// each stream: of a prompt, by few.
+Pass Model::last_of(const Pass& pass, int64_t wanted) {
+  int64_t count = 0;
+  for (int64_t i = 0, span = 0; i < wanted || span < pass.num_spans;) {
+    int32_t end =
+        span < pass.num_spans ? static_cast<int32_t>(pass.spans[span].row + pass.spans[span].count - 1) : INT32_MAX;
+    int32_t row = i < wanted ? std::min(wanted_[i], end) : end;
+    last_rows_[count++] = row;
+    if (i < wanted && wanted_[i] == row) i++;
+    if (end == row) span++;
+  }
+  Pass last = pass;
+  last.tokens = count;
+  last.rows = count == pass.tokens ? nullptr : last_rows_.data();
+  return last;
+}
+
+void Model::run(const Context& context, const Pass& last, const int64_t* tokens) {
   embed(context, tokens);
   for (int64_t layer = 0; layer < config_.num_layers; layer++) {
     context.member.barrier();
     time_mixing_->run(context, layer);
     context.member.barrier();
-    channel_mixing_->run(context, layer);
+    channel_mixing_->run(layer == config_.num_layers - 1 ? context_of(last, context.member) : context, layer);
   }
   context.member.barrier();
 }

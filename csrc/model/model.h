@@ -48,7 +48,9 @@ class Model {
   std::optional<Fault> step(const Call& call);
 
  private:
-  void run(const Context& context, const int64_t* tokens);
+  // Of a pass, what the last channel mixing is about; `wanted` rows give logits.
+  Pass last_of(const Pass& pass, int64_t wanted);
+  void run(const Context& context, const Pass& last, const int64_t* tokens);
   void embed(const Context& context, const int64_t* tokens);
   // Logits of some rows of x.
   void predict(const Context& context, const float* x, const int32_t* rows, int64_t count, float* logits);
@@ -74,7 +76,7 @@ class Model {
   int64_t num_kept_ = 0;
   std::vector<Own> own_;  // of each thread
   std::vector<Span> spans_;
-  std::vector<int32_t> span_of_row_, wanted_;
+  std::vector<int32_t> span_of_row_, wanted_, last_rows_;
   std::mutex one_at_a_time_;
 };
 

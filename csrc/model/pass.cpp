@@ -64,7 +64,7 @@ void shift(const Context& context, Part part, int64_t layer, const Norm& norm, c
   int64_t normalised = -1;  // the row that `current` holds
   Share mine = context.member.share(pass.tokens * count);
   for (int64_t item = mine.begin; item < mine.end;) {
-    int64_t row = item / count;
+    int64_t token = item / count, row = pass.row(token);
     const Span& span = pass.spans[pass.span_of_row[row]];
     const float* last = before;
     if (row == span.row)
@@ -75,14 +75,11 @@ void shift(const Context& context, Part part, int64_t layer, const Norm& norm, c
       step.layer_norm(pass.x + (row - 1) * width, norm.weight, norm.bias, width, before);
     step.layer_norm(pass.x + row * width, norm.weight, norm.bias, width, current);
     normalised = row;
-    if (item % count == 0) {
-      std::memcpy(pass.normal + row * width, current, static_cast<size_t>(width) * 4);
-      if (row == span.row && !step.finite(last, width)) context.report(part, layer, span);
-    }
-    for (; item < mine.end && item / count == row; item++) {
+    if (item % count == 0) std::memcpy(pass.normal + row * width, current, static_cast<size_t>(width) * 4);
+    for (; item < mine.end && item / count == token; item++) {
       const Shifted& input = inputs[item % count];
       step.interpolate(current, last, input.weight, width, mixed);
-      input.input->convert_columns(input.type, mixed, 0, width, pass.tokens, row);
+      input.input->convert_columns(input.type, mixed, 0, width, pass.tokens, token);
     }
   }
 }
@@ -92,6 +89,7 @@ void keep_shift(const Context& context, Part part, int64_t layer) {
   Share mine = context.member.share(context.pass.num_spans);
   for (int64_t i = mine.begin; i < mine.end; i++) {
     const Span& span = context.pass.spans[i];
+    if (!context.step.finite(context.before(part, layer, span), width)) context.report(part, layer, span);
     std::memcpy(context.after(part, layer, span), context.pass.normal + (span.row + span.count - 1) * width,
                 static_cast<size_t>(width) * 4);
   }
@@ -140,10 +138,11 @@ void add_output(const Context& context, const Matrix& matrix, const OperandBuffe
   multiply_rows(context, matrix, input, pass.output, mine.begin, mine.end);
   for (int64_t token = 0; token < pass.tokens; token++) {
     int64_t at = token * width + mine.begin;
+    float* x = pass.x + pass.row(token) * width + mine.begin;
     if (gate != nullptr)
-      context.step.add_gated(pass.x + at, gate_output + at, pass.output + at, mine.end - mine.begin);
+      context.step.add_gated(x, gate_output + at, pass.output + at, mine.end - mine.begin);
     else
-      context.step.add(pass.x + at, pass.output + at, mine.end - mine.begin);
+      context.step.add(x, pass.output + at, mine.end - mine.begin);
   }
 }
 

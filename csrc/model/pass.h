@@ -52,6 +52,10 @@ struct Pass {
   float* normal;                // [tokens][width]: what the last `shift` normalised
   float* output;                // [tokens][width]: room for `add_output`
   std::atomic<int64_t>* fault;  // `code_of` the first one
+  // The rows of x that a phase is about, in order, where they are not all: `tokens` of them.
+  const int32_t* rows = nullptr;
+
+  int64_t row(int64_t token) const { return rows == nullptr ? token : rows[token]; }
 };
 
 // Memory of one member for itself.
@@ -96,7 +100,8 @@ struct Shifted {
 };
 
 // Normalises x, and makes inputs of it and what it was one token before. `keep_shift`, which may only run after the
-// next barrier, writes what the next call's first token has before it.
+// next barrier, checks that part of the state, and writes what the next call's first token has before it: the last
+// row of every span must be there.
 void shift(const Context& context, Part part, int64_t layer, const Norm& norm, const Shifted* inputs, int count);
 void keep_shift(const Context& context, Part part, int64_t layer);
 

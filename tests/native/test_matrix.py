@@ -69,6 +69,18 @@ def test_one_token_computes_what_many_do(forced, kind: str, layout: str):
 
 
 @every_set
+@every_type
+@every_layout
+def test_what_is_no_number_is_not_skipped(forced, kind: str, layout: str):
+    rng = np.random.default_rng(3)
+    x = inputs(96, rng)
+    x[1, 70] = np.nan
+    y = packed(rng.standard_normal((150, 96)).astype(np.float32), kind, layout).multiply(x)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(np.delete(y, 1, axis=0)).all()
+
+
+@every_set
 @every_layout
 @pytest.mark.parametrize("kind", ["q8", "q4"])
 def test_integers_are_exact(forced, kind: str, layout: str):
