@@ -79,7 +79,6 @@ def test_a_device_that_torch_cannot_use(model_file):
     [
         ({"dtype": "int3"}, "no number type 'int3'; there are float32"),
         ({"dtype": "float16", "backend": "native"}, "'float16'; it has float32, bfloat16, q8, q4; bfloat16"),
-        ({"dtype": "q8", "backend": "torch"}, "q8 run in the native engine alone"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"threads": 10**6, "backend": "native"}, "threads must be 1 to 256, not 1000000"),
     ],
@@ -109,6 +108,7 @@ def test_a_long_prompt_in_chunks_is_the_whole(model_file, version, backend):
 TYPES = [
     *(("native", dtype) for dtype in ("float32", "fp32", "bfloat16", "bf16", "q8", "q4")),
     *(("torch", dtype) for dtype in ("float32", "fp32", "bfloat16", "bf16", "float16", "fp16")),
+    *(("torch", dtype) for dtype in ("q8", "q4")),
 ]
 
 
@@ -116,7 +116,7 @@ TYPES = [
 def test_every_dtype_runs_and_its_state_goes_to_numpy_and_back_exactly(model_file, backend, dtype):
     opened = rookery.load(model_file(), backend=backend, dtype=dtype).backend
     if isinstance(opened, TorchBackend):
-        assert opened.dtype == getattr(torch, DTYPES[dtype])
+        assert opened.dtype == getattr(torch, DTYPES[dtype], torch.float32)
     logits, state = opened.forward(np.array([[1, 2, 3]]), opened.initial_state())
     assert logits.dtype == np.float32
     assert state.wkv.dtype in (torch.float32, np.float32)
@@ -147,6 +147,22 @@ def test_the_default_dtype_of_torch_on_a_cpu_is_float32(model_file, tmp_path):
     opened = rookery.load(tmp_path / "half.safetensors", backend="torch", device="cpu").backend
     assert isinstance(opened, TorchBackend)
     assert opened.dtype == torch.float32
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_a_recorded_step_is_a_step_and_leaves_its_state_alone(model_file, version):
+    model = from_checkpoint(checkpoints.load(model_file(version))).requires_grad_(False)
+    plain, recorded = TorchBackend(model), TorchBackend(model, graphs=True)
+    _, state = plain.forward(np.array([[1, 2, 3]]), plain.initial_state())
+    before = plain.to_numpy(state)
+    for token in (4, 5):
+        wanted, after = plain.forward(np.array([[token]]), state)
+        got, other = recorded.forward(np.array([[token]]), state)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        for part, expected in zip(other, after, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-5, atol=1e-6)
+    for part, expected in zip(plain.to_numpy(state), before, strict=True):
+        np.testing.assert_array_equal(part, expected)
 
 
 def test_a_model_that_is_tried_out_can_go_on_training(model_file):

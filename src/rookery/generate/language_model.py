@@ -40,9 +40,9 @@ def load(
             the device.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; by default CUDA where torch can use it, else the
             CPU.
-        dtype: of the weights: ``"float32"``, ``"bfloat16"``; natively also ``"q8"`` and ``"q4"``, blocks of
-            8-bit and 4-bit integers; in torch also ``"float16"``. By default the file's (torch on a CPU:
-            float32). The recurrent state is float32 always.
+        dtype: of the weights: ``"float32"``, ``"bfloat16"``, ``"q8"`` and ``"q4"``, blocks of 8-bit and 4-bit
+            integers; in torch also ``"float16"``. By default the file's (torch on a CPU: float32). The
+            recurrent state is float32 always.
         tokenizer: ``"world"``, ``"bytes"``, or the path of a tokenizer.json; by default the one that the
             model carries, else the one that published models of this vocabulary have, else none.
         threads: of the CPU (torch: for the whole process); by default the backend's choice.

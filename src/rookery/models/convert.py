@@ -16,7 +16,7 @@ from rookery.checkpoints import Checkpoint, dense
 from rookery.errors import CheckpointError
 from rookery.models.model import RWKV
 
-__all__ = ["fill", "from_checkpoint", "to_tensors"]
+__all__ = ["fill", "fill_from", "from_checkpoint", "to_tensors"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,6 +38,13 @@ def from_checkpoint(
     """
     with torch.device("meta"):
         model = RWKV(checkpoint.config)
+    return fill_from(model, checkpoint, device=device, dtype=dtype)
+
+
+def fill_from(
+    model: RWKV, checkpoint: Checkpoint, *, device: torch.device | str, dtype: torch.dtype | None
+) -> RWKV:
+    """``from_checkpoint`` for a model that was made already, on the device "meta"."""
     wanted = model.state_dict()
     arrays = {
         name: dense(array)

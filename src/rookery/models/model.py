@@ -71,7 +71,7 @@ class RWKV(SequenceModel[ModelConfig, State[Tensor]]):
         Args:
             device: by default where the model is.
         """
-        weight = self.emb.weight
+        weight = self.ln_out.weight
         shifts, channel_shifts, wkv = (torch.from_numpy(part) for part in initial_state(self.config, batch))
         device = weight.device if device is None else device
         return State(shifts.to(device, weight.dtype), channel_shifts.to(device, weight.dtype), wkv.to(device))

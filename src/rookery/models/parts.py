@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vector"]
+__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "multiply", "vector"]
 
 # Models are trained with it since RWKV-5.1, written as 1e-5 on outputs divided by 8. It is no detail: the
 # median variance of a head's output is near 1e-6.
@@ -44,19 +44,27 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def multiply(x: Tensor, matrix: Tensor | nn.Module) -> Tensor:
+    """``x @ matrix`` for a parameter [inputs, outputs], or the module that a quantized model has there."""
+    return matrix(x) if isinstance(matrix, nn.Module) else x @ matrix
+
+
 def low_rank(
-    x: Tensor, down: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+    x: Tensor,
+    down: Tensor | nn.Module,
+    up: Tensor | nn.Module,
+    activation: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """``activation(x @ down) @ up``: a matrix of low rank, by which the data moves a parameter.
 
     Args:
         x: [..., D].
-        down: [D, rank].
-        up: [rank, A].
+        down: [D, rank], or the module that multiplies by it.
+        up: [rank, A], likewise.
         activation: between the two; none by default.
 
     Returns:
         [..., A].
     """
-    hidden = x @ down
-    return (hidden if activation is None else activation(hidden)) @ up
+    hidden = multiply(x, down)
+    return multiply(hidden if activation is None else activation(hidden), up)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, uniform, zigzag
-from rookery.models.parts import HeadNorm, full_precision, low_rank, vector
+from rookery.models.parts import HeadNorm, full_precision, low_rank, multiply, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.ops import wkv6
 from rookery.ops.fused import token_shift
@@ -89,7 +89,7 @@ class TimeMixing6(TimeMixing[ModelConfig]):
         """The inputs of decay, key, value, receptance and gate, each [B, T, D]."""
         B, T, D = x.shape
         (hint,) = token_shift(x, shift, (self.time_maa_x,), starts=starts)
-        hidden = torch.tanh(hint @ self.time_maa_w1).view(B * T, _MIXED, -1).transpose(0, 1)
+        hidden = torch.tanh(multiply(hint, self.time_maa_w1)).view(B * T, _MIXED, -1).transpose(0, 1)
         fixed = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
         weights = torch.baddbmm(torch.cat(fixed).view(_MIXED, 1, D), hidden, self.time_maa_w2)
         return token_shift(x, shift, weights.view(_MIXED, B, T, D).unbind(), starts=starts)

@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rookery.errors import ConfigError
 from rookery.models.channel_mixing import ChannelMixing
@@ -144,6 +145,20 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
                 vocabulary (checked on the CPU; elsewhere the check would wait for the device).
             StateError: the state is of another model or number of streams.
         """
+        x, after = self.hidden(tokens, state, starts=starts, implementation=implementation)
+        if last_only:
+            x = x[:, -1:]
+        return self.head(self.ln_out(x)), after
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        *,
+        starts: Tensor | None = None,
+        implementation: str | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """As ``forward``, up to the last block: what it gives [B, T, D], and the state."""
         self._check_tokens(tokens, starts)
         layers: Sequence[LayerState | None] = [None] * len(self.blocks)
         if state is not None:
@@ -154,9 +169,31 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         for block, before in zip(self.blocks, layers, strict=True):
             x, layer_state, v_first = block(x, before, v_first, starts=starts, implementation=implementation)
             after.append(layer_state)
-        if last_only:
-            x = x[:, -1:]
-        return self.head(self.ln_out(x)), self.join_state(after)
+        return x, self.join_state(after)
+
+    def step_in_place(
+        self, tokens: Tensor, layers: Sequence[LayerState], *, implementation: str | None = None
+    ) -> Tensor:
+        """One token of every stream, the new state written over the old one: for memory that stays in place.
+
+        The one exception to the rule that a state is never written into. Nothing is checked, so that nothing
+        waits for the device.
+
+        Args:
+            tokens: [B] ids.
+            layers: what each layer carries, tensors alone; written into.
+            implementation: of the recurrence.
+
+        Returns:
+            The logits [B, N].
+        """
+        x, v_first = self.emb(tokens[:, None]), None
+        for block, state in zip(self.blocks, layers, strict=True):
+            x, after, v_first = block(x, state, v_first, implementation=implementation)
+            for old, new in zip(tree_leaves(state), tree_leaves(after), strict=True):
+                if new is not old:
+                    old.copy_(new)
+        return self.head(self.ln_out(x))[:, 0]
 
     @abstractmethod
     def check_state(self, state: ModelState, streams: int) -> None:

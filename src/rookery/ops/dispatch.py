@@ -16,7 +16,10 @@ from torch import Tensor
 from rookery.errors import ConfigError, StateError
 from rookery.ops.precision import full_precision
 
-__all__ = ["Implementation", "call", "check_shape", "check_state", "choose"]
+__all__ = ["IN_PLACE", "Implementation", "call", "check_shape", "check_state", "choose"]
+
+IN_PLACE = "in place"
+"""Forces the implementation that writes the state after one token over the one it was given."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -133,6 +136,17 @@ def check_state(
         )
 
 
+def _table(
+    operator: str, table: tuple[Implementation, ...], forced: str | None
+) -> tuple[Implementation, ...]:
+    """The table, or what stands in none, since it breaks the rule that states are never written into."""
+    if forced != IN_PLACE:
+        return table
+    from rookery.ops.in_place import in_place_row
+
+    return (in_place_row(operator),)
+
+
 def call(
     operator: str,
     table: tuple[Implementation, ...],
@@ -171,7 +185,7 @@ def call(
         )
     dtype = compute_dtype(inputs if state is None else (*inputs, state))
     device = v.device.type
-    row = choose(table, device=device, dtype=dtype, tokens=T, forced=forced)
+    row = choose(_table(operator, table, forced), device=device, dtype=dtype, tokens=T, forced=forced)
     before = fresh_state(dtype) if state is None else state.to(dtype)
     if starts is not None:
         # Whatever a state holds, even nan, a document that starts with the row must not see it.
