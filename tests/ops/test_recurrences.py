@@ -20,25 +20,35 @@ from rookery.ops.triton import interpreting
 OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7", "gla", "delta_rule")
 # Inputs without a time axis.
 FIXED = {"wkv4": (0, 1), "wkv5": (1, 4), "wkv6": (4,)}
-# Everything but the loop itself; later implementations join by being in the table.
-COMPARED = [
+# Later implementations join by being in the table. Triton's kernels run here in its interpreter, on a CPU.
+ALL = [
     (name, implementation)
     for name in OPERATORS
     for implementation in ops.implementations(name)
-    if implementation != "reference"
+    if implementation != "triton" or interpreting()
 ]
-ALL = [(name, implementation) for name in OPERATORS for implementation in ops.implementations(name)]
+# Everything but the loop itself.
+COMPARED = [(name, implementation) for name, implementation in ALL if implementation != "reference"]
 # gradcheck needs float64, which the kernels leave to torch.
 DOUBLE = [
     (name, implementation) for name, implementation in ALL if implementation not in ("native", "triton")
 ]
 STRONGEST_DECAY_OF_7 = 0.6065
+# Those whose kernels are of another recurrence; `test_triton.py` has a short test of each.
+BY_ANOTHER = ("wkv5", "gla", "delta_rule")
+
+
+def short(rows: list[tuple[str, str]]) -> list[Any]:
+    """For a test of few tokens: Triton's interpreter takes milliseconds for each."""
+    return [
+        pytest.param(*row, marks=[pytest.mark.slow] if row[1] == "triton" and row[0] in BY_ANOTHER else [])
+        for row in rows
+    ]
 
 
 def long(rows: list[tuple[str, str]]) -> list[Any]:
-    """For a test of many tokens: Triton's interpreter takes milliseconds for each."""
-    marks = [pytest.mark.slow] if interpreting() else []
-    return [pytest.param(*row, marks=marks if row[1] == "triton" else []) for row in rows]
+    """For a test of many tokens."""
+    return [pytest.param(*row, marks=[pytest.mark.slow] if row[1] == "triton" else []) for row in rows]
 
 
 @dataclass
@@ -165,7 +175,7 @@ def test_gradients_are_those_of_the_values(name: str, implementation: str, start
     assert torch.autograd.gradcheck(function, call.inputs, fast_mode=T > 5)
 
 
-@pytest.mark.parametrize(("name", "implementation"), [x for x in ALL if x not in DOUBLE])
+@pytest.mark.parametrize(("name", "implementation"), long([x for x in ALL if x not in DOUBLE]))
 @pytest.mark.parametrize("starts", [0.0, 0.3])
 @pytest.mark.parametrize(("K", "V"), [(2, 3), (33, 16), (64, 64)])
 def test_float32_gradients_are_those_of_float64(
@@ -180,7 +190,7 @@ def test_float32_gradients_are_those_of_float64(
         assert_close(x, y, 1e-5, f"gradient of input {i}")
 
 
-@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize(("name", "implementation"), short(COMPARED))
 @pytest.mark.parametrize("T", [1, 2, 15, 16, 17, 31])
 def test_equals_the_loop_at_short_lengths(name: str, implementation: str, T: int) -> None:
     assert_same(make(name, T=T), implementation)
@@ -197,7 +207,7 @@ def test_equals_the_loop_over_4096_tokens(name: str, implementation: str) -> Non
     assert_same(make(name, B=1, H=1, T=4096), implementation)
 
 
-@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize(("name", "implementation"), short(COMPARED))
 @pytest.mark.parametrize(("K", "V"), [(16, 32), (33, 16), (64, 64), (128, 128)])
 def test_equals_the_loop_at_any_head_size(name: str, implementation: str, K: int, V: int) -> None:
     assert_same(make(name, K=K, V=V, T=37), implementation)
@@ -225,7 +235,7 @@ def test_wkv7_outside_the_models_range(name: str, implementation: str) -> None:
         assert_same(call, implementation)
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 @pytest.mark.parametrize("T", [16, 67])
 def test_documents_of_a_row_do_not_see_each_other(name: str, implementation: str, T: int) -> None:
     call = make(name, B=1, T=T)
@@ -252,7 +262,7 @@ def test_documents_of_a_row_do_not_see_each_other(name: str, implementation: str
         assert_close(x, z, 1e-4, f"gradient of input {i}")
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 def test_a_document_at_the_rows_start_ignores_the_state(name: str, implementation: str) -> None:
     call = make(name, T=20)
     call.starts = torch.zeros(2, 20, dtype=torch.bool)
@@ -265,7 +275,7 @@ def test_a_document_at_the_rows_start_ignores_the_state(name: str, implementatio
     assert torch.equal(state, wanted[1])
 
 
-@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize(("name", "implementation"), long(COMPARED))
 @pytest.mark.parametrize("T", [16, 67])
 @pytest.mark.parametrize("starts", [0.02, 0.2, 1.0])
 def test_equals_the_loop_with_documents(name: str, implementation: str, T: int, starts: float) -> None:
@@ -277,7 +287,7 @@ def spans(cuts: list[int], tokens: int) -> Iterator[slice]:
     return (slice(first, last) for first, last in pairwise(edges))
 
 
-@pytest.mark.parametrize(("name", "implementation"), [*ALL, *((name, None) for name in OPERATORS)])
+@pytest.mark.parametrize(("name", "implementation"), [*short(ALL), *((name, None) for name in OPERATORS)])
 @settings(max_examples=8, deadline=None)
 @given(data=st.data())
 def test_splits_carried_by_the_state_equal_the_whole(
@@ -298,7 +308,7 @@ def test_splits_carried_by_the_state_equal_the_whole(
         assert_close(x, y, 1e-4, f"gradient of input {i}")
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_inputs_are_computed_in_float32(
     name: str, implementation: str, dtype: torch.dtype
@@ -313,7 +323,7 @@ def test_low_precision_inputs_are_computed_in_float32(
     assert torch.equal(state, wanted[1])
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 def test_autocast_does_not_reach_inside(name: str, implementation: str) -> None:
     call = make(name, T=40)
     wanted = call(implementation)
@@ -329,7 +339,7 @@ def test_autocast_does_not_reach_inside(name: str, implementation: str) -> None:
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 def test_no_state_is_a_fresh_one_and_inputs_stay_as_they_were(name: str, implementation: str) -> None:
     call = make(name)
     *inputs, state = call.inputs
@@ -348,7 +358,7 @@ def test_no_state_is_a_fresh_one_and_inputs_stay_as_they_were(name: str, impleme
         assert torch.equal(x, y)
 
 
-@pytest.mark.parametrize(("name", "implementation"), ALL)
+@pytest.mark.parametrize(("name", "implementation"), short(ALL))
 @pytest.mark.parametrize("T", [32, 33])
 def test_inputs_of_any_layout(name: str, implementation: str, T: int) -> None:
     call = make(name, T=T)
@@ -371,7 +381,7 @@ def test_the_choice_is_told_and_can_be_forced() -> None:
         assert ops.chosen(name, tokens=512, dtype=torch.float64) == "chunked"
         assert ops.chosen(name, tokens=1, dtype=torch.float64) == "reference"
         assert ops.chosen(name, tokens=512, implementation="reference") == "reference"
-    with pytest.raises(ConfigError, match="'fast' is unknown; there are native, chunked, reference"):
+    with pytest.raises(ConfigError, match="'fast' is unknown; there are native, triton, chunked, reference"):
         ops.chosen("wkv7", tokens=1, implementation="fast")
     with pytest.raises(ConfigError, match="no recurrence 'wkv8'"):
         ops.chosen("wkv8", tokens=1)
@@ -420,7 +430,7 @@ def test_inside_a_compiled_function(name: str) -> None:
         assert torch.equal(x, y * 2)
 
 
-@pytest.mark.parametrize(("name", "implementation"), COMPARED)
+@pytest.mark.parametrize(("name", "implementation"), short(COMPARED))
 def test_trains_after_it_first_ran_in_inference_mode(name: str, implementation: str) -> None:
     # A length that no other test uses: what a form keeps for a length is then made in inference mode.
     call = make(name, T=13)

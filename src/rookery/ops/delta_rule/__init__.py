@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from rookery.errors import ConfigError
-from rookery.ops.delta_rule.by_wkv7 import delta_rule_chunked, delta_rule_native
+from rookery.ops.delta_rule.by_wkv7 import delta_rule_chunked, delta_rule_native, delta_rule_triton
 from rookery.ops.delta_rule.reference import delta_rule_reference
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.triton import triton_row
 
 __all__ = ["IMPLEMENTATIONS", "delta_rule"]
 
 IMPLEMENTATIONS = (
     Implementation(name="native", run=delta_rule_native, devices=("cpu",), dtypes=(torch.float32,)),
+    triton_row(delta_rule_triton),
     Implementation(name="chunked", run=delta_rule_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=delta_rule_reference),
 )
@@ -46,7 +48,7 @@ def delta_rule(
         beta: strength of writing [B, T, H]; the model's is between 0 and 1.
         state: S before the first token, [B, H, K, V]; None for zeros.
         starts: [B, T] bool, true at the first token of each document: S is zero before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, H, V] in the dtype of v, and S after the last token, [B, H, K, V], in float32 (float64 where

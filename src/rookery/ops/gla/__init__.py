@@ -15,13 +15,15 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
-from rookery.ops.gla.by_wkv6 import gla_chunked, gla_native
+from rookery.ops.gla.by_wkv6 import gla_chunked, gla_native, gla_triton
 from rookery.ops.gla.reference import gla_reference
+from rookery.ops.triton import triton_row
 
 __all__ = ["IMPLEMENTATIONS", "gla"]
 
 IMPLEMENTATIONS = (
     Implementation(name="native", run=gla_native, devices=("cpu",), dtypes=(torch.float32,)),
+    triton_row(gla_triton),
     Implementation(name="chunked", run=gla_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=gla_reference),
 )
@@ -46,7 +48,7 @@ def gla(
         v: value [B, T, H, V].
         state: S before the first token, [B, H, K, V]; None for zeros.
         starts: [B, T] bool, true at the first token of each document: S is zero before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, H, V] in the dtype of v, and S after the last token, [B, H, K, V], in float32 (float64 where

@@ -16,14 +16,17 @@ from torch import Tensor
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
 from rookery.ops.native import native_row
+from rookery.ops.triton import triton_row
 from rookery.ops.wkv5.chunked import wkv5_chunked
 from rookery.ops.wkv5.native import wkv5_native
 from rookery.ops.wkv5.reference import wkv5_reference
+from rookery.ops.wkv5.triton import wkv5_triton
 
 __all__ = ["IMPLEMENTATIONS", "wkv5"]
 
 IMPLEMENTATIONS = (
     native_row(wkv5_native),
+    triton_row(wkv5_triton),
     Implementation(name="chunked", run=wkv5_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv5_reference),
 )
@@ -50,7 +53,7 @@ def wkv5(
         u: bonus of the present token, [H, K].
         state: S before the first token, [B, H, K, V]; None for zeros.
         starts: [B, T] bool, true at the first token of each document: S is zero before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, H, V] in the dtype of v, and S after the last token, [B, H, K, V], in float32 (float64 where

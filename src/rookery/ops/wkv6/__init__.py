@@ -15,14 +15,17 @@ from torch import Tensor
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
 from rookery.ops.native import native_row
+from rookery.ops.triton import triton_row
 from rookery.ops.wkv6.chunked import wkv6_chunked
 from rookery.ops.wkv6.native import wkv6_native
 from rookery.ops.wkv6.reference import wkv6_reference
+from rookery.ops.wkv6.triton import wkv6_triton
 
 __all__ = ["IMPLEMENTATIONS", "wkv6"]
 
 IMPLEMENTATIONS = (
     native_row(wkv6_native),
+    triton_row(wkv6_triton),
     Implementation(name="chunked", run=wkv6_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv6_reference),
 )
@@ -49,7 +52,7 @@ def wkv6(
         u: bonus of the present token, [H, K].
         state: S before the first token, [B, H, K, V]; None for zeros.
         starts: [B, T] bool, true at the first token of each document: S is zero before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, H, V] in the dtype of v, and S after the last token, [B, H, K, V], in float32 (float64 where

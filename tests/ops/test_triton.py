@@ -1,0 +1,184 @@
+"""The operators over Triton kernels: what torch asks of an operator, and what the recurrences' suite leaves.
+
+Every recurrence with a row "triton" in its table takes part. Where there is a GPU the kernels run on it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rookery import ops
+from rookery.ops.triton import interpreting
+
+OPERATORS = [
+    name
+    for name in ("wkv4", "wkv5", "wkv6", "wkv7", "gla", "delta_rule")
+    if "triton" in ops.implementations(name)
+]
+DEVICE = "cpu" if interpreting() or not torch.cuda.is_available() else "cuda"
+
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu" and not interpreting(), reason="needs a GPU or TRITON_INTERPRET=1"
+)
+
+
+def inputs(name: str, *, T: int = 19, log_w: float | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """Random inputs, the last one the state; `log_w` is all decays, where not random."""
+    B, H, K, V = 2, 1, 20, 35
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def decays(*shape: int) -> Tensor:
+        drawn = -normal(*shape).sigmoid()
+        return drawn if log_w is None else torch.full_like(drawn, log_w)
+
+    fixed: tuple[int, ...] = ()
+    if name == "wkv4":
+        state = torch.stack([normal(B, K), normal(B, K).exp(), normal(B, K)], dim=1)
+        tensors, fixed = [decays(K), normal(K), normal(B, T, K), normal(B, T, K)], (0, 1)
+    else:
+        r, k, v, state = normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), normal(B, H, K, V)
+        if name == "delta_rule":
+            k = torch.nn.functional.normalize(k, dim=-1)
+            tensors = [r, k, v, normal(B, T, H).sigmoid()]
+        else:
+            tensors = [r, decays(H, K) if name == "wkv5" else decays(B, T, H, K), k, v]
+        if name == "wkv7":
+            removal = torch.nn.functional.normalize(normal(B, T, H, K), dim=-1)
+            tensors += [-removal, removal * normal(B, T, H, K).sigmoid()]
+        elif name in ("wkv5", "wkv6"):
+            tensors.append(normal(H, K))
+            fixed = (1, 4) if name == "wkv5" else (4,)
+    tensors = [x if i in fixed else x.to(dtype) for i, x in enumerate(tensors)]
+    return [x.to(DEVICE).requires_grad_() for x in (*tensors, state)]
+
+
+def starts(T: int = 19) -> Tensor:
+    marks = torch.rand(2, T, generator=torch.Generator().manual_seed(1)) < 0.1
+    marks[1, T // 2] = True
+    return marks.to(DEVICE)
+
+
+def results(name: str, tensors: list[Tensor], boundaries: Tensor | None, implementation: str) -> list[Tensor]:
+    """y, the state and all gradients."""
+    outputs = getattr(ops, name)(*tensors, starts=boundaries, implementation=implementation)
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, tensors, weights)]
+
+
+def assert_close(got: list[Tensor], wanted: list[Tensor], bound: float = 1e-5) -> None:
+    for i, (x, y) in enumerate(zip(got, wanted, strict=True)):
+        assert (x - y).double().norm() <= bound * y.double().norm(), i
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the project's operators that run, with their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "rookery":
+            self.calls.append((func, args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_torch_finds_no_fault_with_the_operators(name: str, dtype: torch.dtype, boundaries: bool) -> None:
+    """Neither with those of a training step nor with that of a call without gradients."""
+    tensors = inputs(name, T=5, dtype=dtype)
+    marks = starts(T=5) if boundaries else None
+    with Recorder() as recorder:
+        results(name, tensors, marks, "triton")
+        with torch.no_grad():
+            getattr(ops, name)(*tensors, starts=marks, implementation="triton")
+    forward, backward, alone = recorder.calls
+    for (operator, arguments), differentiable in ((forward, True), (backward, False), (alone, False)):
+        copies = [
+            x.detach().clone().requires_grad_(differentiable and x.is_floating_point())
+            if isinstance(x, Tensor)
+            else x
+            for x in arguments
+        ]
+        with torch.set_grad_enabled(differentiable):
+            torch.library.opcheck(operator, tuple(copies))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiled_without_a_break(name: str) -> None:
+    tensors, boundaries = inputs(name), starts()
+
+    def function(*x: Tensor) -> tuple[Tensor, Tensor]:
+        y, state = getattr(ops, name)(*x, starts=boundaries, implementation="triton")
+        return y * 2, state * 2
+
+    got = torch.compile(function, backend="aot_eager", fullgraph=True)(*tensors)
+    plain = function(*tensors)
+    for x, y in zip(got, plain, strict=True):
+        assert torch.equal(x, y)
+    gradients, wanted = (torch.autograd.grad([x.sum() for x in outputs], tensors) for outputs in (got, plain))
+    assert_close(list(gradients), list(wanted), 1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("log_w", [-1e-3, -6.0, -50.0])
+def test_equals_the_loop_at_any_decay(name: str, log_w: float) -> None:
+    tensors = inputs(name, log_w=log_w)
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    got, wanted = (
+        results(name, x, starts(), which) for x, which in ((tensors, "triton"), (exact, "reference"))
+    )
+    assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_gradients_of_bfloat16_inputs(name: str) -> None:
+    """The kernels read and write bfloat16; what lies between is float32, or products of TF32 on a GPU."""
+    half = inputs(name, dtype=torch.bfloat16)
+    exact = [x.detach().float().requires_grad_() for x in half]
+    got, wanted = results(name, half, starts(), "triton"), results(name, exact, starts(), "triton")
+    if interpreting():
+        assert torch.equal(got[0], wanted[0].bfloat16())
+    # The last place of bfloat16; y's weights are rounded to it as well.
+    for x, y in zip(got, wanted, strict=True):
+        assert (x.float() - y).norm() <= (2**-8 if interpreting() else 6e-3) * y.norm()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_of_one_output(name: str, which: int) -> None:
+    tensors = inputs(name)
+
+    def gradients(implementation: str) -> list[Tensor]:
+        output = getattr(ops, name)(*tensors, implementation=implementation)[which]
+        return list(torch.autograd.grad(output.square().sum(), tensors, materialize_grads=True))
+
+    assert_close(gradients("triton"), gradients("reference"), 1e-4)
+
+
+@pytest.mark.parametrize("name", [x for x in OPERATORS if x in ("wkv5", "wkv6", "gla")])
+def test_a_channel_may_forget_at_once(name: str) -> None:
+    """Strong and weak decays side by side, and in turns: small gradients are not lost in large ones."""
+    tensors = inputs(name, T=33)
+    with torch.no_grad():
+        decay = tensors[1]
+        decay[..., ::3] = -7.0
+        decay[..., 1::3] *= 1e-2
+        if name != "wkv5":
+            decay[:, ::5] = -90.0
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    got, wanted = results(name, tensors, None, "triton"), results(name, exact, None, "reference")
+    assert_close(got, wanted)
+    for channels in (slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)):
+        assert_close([got[3][..., channels]], [wanted[3][..., channels]])
