@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -34,9 +33,12 @@ DEVICES = ("cpu", "cuda") if interpreting() else ("cuda",)
 """The types of device that the kernels run on."""
 
 
-@cache
+_INSTALLED = find_spec("triton") is not None
+
+
 def _installed() -> bool:
-    return find_spec("triton") is not None
+    # Known beforehand, since torch.compile goes through here.
+    return _INSTALLED
 
 
 def triton_row(run: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
