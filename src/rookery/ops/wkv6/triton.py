@@ -15,9 +15,10 @@ from rookery.ops.triton import DEVICES, block, precision, triton_kernels, warps
 
 __all__ = ["wkv6_triton"]
 
-CHUNK = 16
-# Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
-SPAN = 4
+# Tokens of a chunk, in the forward and in the backward pass, whose tiles fill the registers: 16, 32 or 64.
+FORWARD, BACKWARD = 16, 16
+# Tokens from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
+KEPT = 64
 
 
 def wkv6_triton(
@@ -37,7 +38,9 @@ def wkv6_triton(
     return _forward(r, log_w, k, v, u, state, starts, keep)[:2]
 
 
-def _sizes(state: Tensor, log_w: Tensor, u: Tensor | None, starts: Tensor | None) -> dict[str, Any]:
+def _sizes(
+    state: Tensor, log_w: Tensor, u: Tensor | None, starts: Tensor | None, chunk: int
+) -> dict[str, Any]:
     """What the kernels are compiled for, but for the precision."""
     K, V = state.shape[-2:]
     return {
@@ -45,9 +48,9 @@ def _sizes(state: Tensor, log_w: Tensor, u: Tensor | None, starts: Tensor | None
         "V": V,
         "BK": block(K),
         "BV": block(V),
-        "C": CHUNK,
-        "LEVELS": CHUNK.bit_length() - 1,
-        "SPAN": SPAN,
+        "C": chunk,
+        "LEVELS": chunk.bit_length() - 1,
+        "SPAN": KEPT // chunk,
         "STARTS": starts is not None,
         "FIXED": log_w.dim() == 2,
         "AFTER": u is None,
@@ -76,7 +79,7 @@ def _forward(
         *(y if starts is None else bytes_of(starts), y, after, states, v.shape[1], H),
         KEEP=keep,
         PRECISION=precision(r, k, v),
-        **_sizes(state, log_w, u, starts),
+        **_sizes(state, log_w, u, starts, FORWARD),
     )
     return outputs
 
@@ -94,7 +97,7 @@ def _empty_outputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y and the state after, and for the backward pass the states before spans."""
     B, H, K, V = state.shape
-    spans = -(-v.shape[1] // (CHUNK * SPAN))
+    spans = -(-v.shape[1] // KEPT)
     kept = state.new_empty((B, H, spans, K, V) if keep else (0,))
     return v.new_empty(v.shape), state.new_empty(state.shape), kept
 
@@ -119,13 +122,13 @@ def _backward(
     of_decays = states.new_empty(B, H, K) if log_w.dim() == 2 else dlog_w
     r, log_w, k, v, dy = (contiguous(x) for x in (r, log_w, k, v, dy))
     dafter = states.new_zeros(B, H, K, V) if dafter is None else contiguous(dafter)
-    scratch = states.new_empty(B, H, SPAN, K, V)
+    scratch = states.new_empty(B, H, KEPT // BACKWARD, K, V)
     kernels.backward[(B * H,)](
         *(r, log_w, k, v, states if u is None else contiguous(u)),
         *(dy if starts is None else bytes_of(starts), states, dy, dafter),
         *(dr, of_decays, dk, dv, of_rows, dstate, scratch, v.shape[1], H),
         PRECISION=precision(r, k, v),
-        **_sizes(states, log_w, u, starts),
+        **_sizes(states, log_w, u, starts, BACKWARD),
     )
     if log_w.dim() == 2:
         dlog_w = of_decays.sum(0).to(dlog_w)
