@@ -43,12 +43,16 @@ class Figure:
     unit: str
     bound: float | None = None
     at_most: bool = False
+    failed: str | None = None
+    """Why there is no value, where measuring it failed; the value is nan then, and no bound holds."""
 
     @property
     def holds(self) -> bool | None:
         """Whether the bound holds; None without a bound."""
         if self.bound is None:
             return None
+        if self.failed is not None:
+            return False
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
 
@@ -117,11 +121,11 @@ def _cells(each: Figure) -> tuple[str, str, str, str, str]:
     bound = "" if each.bound is None else f"{sign} {each.bound:.3g}"
     holds = {True: "yes", False: "NO", None: ""}[each.holds]
     value = f"{each.value:,.0f}" if abs(each.value) >= 1000 else f"{each.value:.3g}"
-    return each.figure, value, each.unit, bound, holds
+    return each.figure, "failed" if each.failed else value, each.unit, bound, holds
 
 
 def print_figures(title: str, figures: Sequence[Figure]) -> None:
-    """The table of the figures that have a bound, then of the rest."""
+    """The table of the figures that have a bound, then of the rest; then why some have no value."""
     table = Table(title=title, title_justify="left")
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
@@ -132,19 +136,42 @@ def print_figures(title: str, figures: Sequence[Figure]) -> None:
         table.add_row(*_cells(each))
     console = Console()
     # A file has room for whole lines, and no width.
-    (console if console.is_terminal else Console(width=140)).print(table)
+    console = console if console.is_terminal else Console(width=140)
+    console.print(table)
+    for each in figures:
+        if each.failed:
+            console.print(f"{each.figure}: {each.failed}", markup=False, highlight=False)
 
 
-def write_figures(path: Path | None, figures: Sequence[Figure], peers: Sequence[str] = ()) -> None:
-    """Write the figures, the machine and the peers' versions as JSON, if a path is given."""
+def write_figures(
+    path: Path | None,
+    figures: Sequence[Figure],
+    peers: Sequence[str] = (),
+    facts: Mapping[str, object] | None = None,
+) -> None:
+    """Write the figures, the machine and the peers' versions as JSON, if a path is given.
+
+    Args:
+        path: of the file, or None.
+        figures: one that failed has the value null, and the reason as "failed".
+        peers: packages whose versions stand beside those of rookery, torch and numpy.
+        facts: what else is known of the machine and of how it was measured.
+    """
     if path is None:
         return
-    rows = [
-        {key: value for key, value in asdict(each).items() if key != "at_most"} | {"holds": each.holds}
-        for each in figures
-    ]
     with atomic_write(path) as file:
-        file.write(json.dumps({"machine": machine(peers), "figures": rows}, indent=1).encode())
+        written = {"machine": machine(peers) | dict(facts or {}), "figures": [_row(each) for each in figures]}
+        file.write(json.dumps(written, indent=1).encode())
+
+
+def _row(each: Figure) -> dict[str, object]:
+    """One figure as it is written: JSON has no nan."""
+    row: dict[str, object] = {
+        key: value for key, value in asdict(each).items() if key not in ("at_most", "failed")
+    }
+    if each.failed is not None:
+        row |= {"value": None, "failed": each.failed}
+    return row | {"holds": each.holds}
 
 
 def write_markdown(path: Path, figures: Sequence[Figure], peers: Sequence[str] = ()) -> None:

@@ -1,0 +1,71 @@
+"""How far a recurrence is from the sequential loop in float64: y, the state after, and every gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.recurrences import call, implementation_of, inputs_of, leaves, state_of
+from benchmarks.gpu.setting import Fact, Setting
+from benchmarks.gpu.timing import apart, generator, uninitialized_is_nan
+from benchmarks.report import Figure
+
+__all__ = ["measure"]
+
+
+def measure(setting: Setting, *, recurrence: str, dtype: str, head_size: int) -> Iterator[Figure | Fact]:
+    """Errors relative to the norm, of random inputs with an initial state and documents that start inside.
+
+    Both sides get the same inputs, rounded to the dtype; y and gradients are of that dtype, states float32.
+    """
+    B, T, H = setting.shapes.checked
+    kind = getattr(torch, dtype)
+    random = generator(setting)
+    inputs = inputs_of(recurrence, B, T, H, head_size, dtype=kind, generator=random)
+    inputs.append(state_of(recurrence, B, H, head_size, generator=random))
+    starts = torch.rand((B, T), generator=random, device=setting.device) < 3 / T
+    implementation = implementation_of(recurrence, setting.device, kind, T)
+    yield Fact(name=f"implementation of {recurrence}", value=implementation)
+    ours = _run(recurrence, leaves(inputs), starts, implementation, random.initial_seed(), poisoned=True)
+    exact = leaves(inputs, torch.float64)
+    wanted = _run(recurrence, exact, starts, "reference", random.initial_seed(), poisoned=False)
+    where = f"{_short(dtype)}, head size {head_size}"
+    yield Figure(f"{recurrence} forward error, {where}", apart(ours[0], wanted[0]), "of the norm")
+    # The maximum of wkv4's state may be any number: what it stands for is compared.
+    pairs = (_meaning(recurrence, ours[1]), _meaning(recurrence, wanted[1]))
+    yield Figure(f"{recurrence} final state error, {where}", apart(*pairs), "of the norm")
+    worst = max(apart(found, exactly) for found, exactly in zip(ours[2], wanted[2], strict=True))
+    yield Figure(f"{recurrence} worst gradient error, {where}", worst, "of the norm")
+
+
+def _run(
+    name: str, tensors: list[Tensor], starts: Tensor, implementation: str, seed: int, *, poisoned: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """y, the state after, and the gradients of a random sum of both to all inputs and the state before."""
+    *inputs, state = tensors
+    if poisoned:
+        with uninitialized_is_nan():
+            return _run(name, tensors, starts, implementation, seed, poisoned=False)
+    y, after = call(name, inputs, implementation, state, starts)
+    random = torch.Generator(y.device).manual_seed(seed)
+    # A gradient that both sides see the same: of the narrow dtype.
+    dy = torch.randn(y.shape, generator=random, device=y.device).bfloat16().to(y.dtype)
+    outputs, gradients = [y], [dy]
+    if name != "wkv4":
+        # wkv4's state is a numerator and a denominator over the same maximum, which is no smooth function.
+        outputs.append(after)
+        gradients.append(torch.randn(after.shape, generator=random, device=y.device).to(after.dtype))
+    return y, after, list(torch.autograd.grad(outputs, tensors, gradients))
+
+
+def _meaning(name: str, state: Tensor) -> Tensor:
+    if name != "wkv4":
+        return state
+    numerator, denominator, maximum = state.double().unbind(1)
+    return torch.stack((numerator / denominator, denominator.log() + maximum))
+
+
+def _short(dtype: str) -> str:
+    return {"bfloat16": "bf16", "float32": "fp32"}[dtype]
