@@ -8,7 +8,9 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import rookery
@@ -29,18 +31,23 @@ def python(code: str, **environment: str) -> str:
     return result.stdout
 
 
-@pytest.fixture
-def without_torch(tmp_path) -> dict[str, str]:
-    """An environment in which torch and what comes with the extras cannot be imported."""
-    (tmp_path / "sitecustomize.py").write_text(
+def blocked(folder: Path, *modules: str) -> dict[str, str]:
+    """An environment in which modules and all that is inside them cannot be imported."""
+    (folder / "sitecustomize.py").write_text(
         "import sys\n"
         "class Blocked:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'matplotlib'):\n"
+        f"        if any(name == each or name.startswith(each + '.') for each in {modules!r}):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Blocked())\n"
     )
-    return {"PYTHONPATH": str(tmp_path)}
+    return {"PYTHONPATH": str(folder)}
+
+
+@pytest.fixture
+def without_torch(tmp_path) -> dict[str, str]:
+    """An environment without torch and what comes with the extras."""
+    return blocked(tmp_path, "torch", "matplotlib")
 
 
 # Seconds of the CPU, and the best of several: what else the machine does is not of interest here.
@@ -127,6 +134,74 @@ def test_what_needs_torch_says_which_extra_brings_it(without_torch, byte_model_a
     assert result.stderr == (
         "rookery: error: Running a model needs torch, which is not installed: pip install 'rookery[train]'\n"
     )
+
+
+TRAINED = """
+import torch
+from rookery.config import sized
+from rookery.models import RWKV
+
+def trained(version):
+    "The loss of a small model, and the norm of its gradient."
+    torch.manual_seed(0)
+    model = RWKV(sized(version, vocab_size=11, width=32, num_layers=2))
+    with torch.no_grad():
+        for x in model.parameters():
+            x.copy_(torch.randn(x.shape) / x.shape[-1] ** 0.5)
+    starts = torch.zeros(2, 19, dtype=torch.bool)
+    starts[1, 7] = True
+    logits, state = model(torch.arange(38).view(2, 19) % 11, starts=starts)
+    loss = logits.square().mean() + state.wkv.square().mean()
+    loss.backward()
+    return float(loss.detach()), float(sum(x.grad.square().sum() for x in model.parameters()).sqrt())
+"""
+
+
+def test_what_works_without_the_native_engine(tmp_path, byte_model_arrays):
+    """Machines with a GPU may have no compiler; torch computes there, on the CPU by other implementations."""
+    code = TRAINED + (
+        "import sys, rookery.ops, rookery.train, rookery.generate\n"
+        "from rookery.cli import main\n"
+        "assert rookery.ops.chosen('wkv7', tokens=19) == 'chunked'\n"
+        f"path = {str(byte_model_arrays)!r}\n"
+        "try: rookery.load(path, backend='native')\n"
+        "except rookery.MissingExtraError as error: print(error, file=sys.stderr)\n"
+        "assert main(['quantize', path, '--type', 'q8', '-o', path + '.gguf']) == 2\n"
+        "assert main(['generate', path, 'one', '--max-tokens', '3', '--seed', '1', '--threads', '1']) == 0\n"
+        "print()\n"
+        "print(*trained('4'), *trained('7'))\n"
+    )
+    environment = {**os.environ, **blocked(tmp_path, "rookery.native._engine"), "TRITON_INTERPRET": "0"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "needs the native engine, which was not built" in result.stderr
+    assert "rookery: error: The native engine was not built" in result.stderr
+    here: dict[str, Any] = {}
+    exec(TRAINED, here)
+    wanted = [*here["trained"]("4"), *here["trained"]("7")]
+    assert [float(x) for x in result.stdout.splitlines()[-1].split()] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_sampling_without_the_native_engine(monkeypatch):
+    from rookery.errors import ConfigError, MissingExtraError
+    from rookery.generate import Sampler, SamplingParams, sample_batch, sampling
+
+    def samplers() -> list[Sampler]:
+        return [Sampler(SamplingParams(seed=seed, banned_tokens=(seed,))) for seed in range(3)]
+
+    logits = np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32)
+    wanted = sample_batch(samplers(), logits, threads=1)
+    monkeypatch.setattr(sampling, "_engine", None)
+    streams = samplers()
+    assert sample_batch(streams, logits) == wanted
+    other = streams[0].fork()
+    assert streams[0].sample(logits[0]) == other.sample(logits[0], implementation="reference")
+    logits[2] = -np.inf
+    with pytest.raises(ConfigError, match="no token is left"):
+        sample_batch(streams, logits)
+    assert [stream.step for stream in streams] == [2, 1, 1]
+    with pytest.raises(MissingExtraError, match="not built"):
+        streams[0].sample(logits[0], implementation="native")
 
 
 @pytest.fixture

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 
 import pytest
 import torch
 from torch import Tensor
 
-from rookery.native import _engine
-from rookery.ops.fused import Mix7, rwkv7_inputs, rwkv7_output, squared_relu, token_shift
+from rookery.ops import native
+from rookery.ops.fused import Mix7, operators, rwkv7_inputs, rwkv7_output, squared_relu, token_shift
 from rookery.ops.fused.rwkv7_inputs import rwkv7_inputs_formula
 from rookery.ops.fused.rwkv7_output import rwkv7_output_formula
 from rookery.ops.fused.squared_relu import squared_relu_formula
 from rookery.ops.fused.token_shift import token_shift_formula
+from rookery.ops.triton import READS, interpreting
 
 B, T, H, K = 2, 37, 3, 21
 A = H * K
@@ -29,12 +31,14 @@ class Case:
     fused: Callable[..., object]
     formula: Callable[..., object]
 
-    def inputs(self, dtype: torch.dtype, *, parameters: torch.dtype | None = None) -> list[Tensor]:
+    def inputs(
+        self, dtype: torch.dtype, device: str = "cpu", *, parameters: torch.dtype | None = None
+    ) -> list[Tensor]:
         """Random tensors; `parameters`: the dtype of those that are not [B, T, A]."""
         generator = torch.Generator().manual_seed(0)
         tensors = [torch.randn(shape, generator=generator) for shape in self.shapes]
         kinds = [dtype if parameters is None or shape == row else parameters for shape in self.shapes]
-        return [x.to(kind).requires_grad_() for x, kind in zip(tensors, kinds, strict=True)]
+        return [x.to(device, kind).requires_grad_() for x, kind in zip(tensors, kinds, strict=True)]
 
 
 def shift(starts: bool, to_present: bool) -> Callable[[Callable[..., object]], Callable[..., object]]:
@@ -42,7 +46,7 @@ def shift(starts: bool, to_present: bool) -> Callable[[Callable[..., object]], C
         def call(x: Tensor, last: Tensor, *weights: Tensor) -> object:
             marks = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < 0.2
             marks[0, 0], marks[1, 0] = True, False
-            boundaries = marks if starts else None
+            boundaries = marks.to(x.device) if starts else None
             return function(x, last, weights, starts=boundaries, to_present=to_present)
 
         return call
@@ -100,7 +104,7 @@ def results(function: Callable[..., object], tensors: list[Tensor]) -> list[Tens
     outputs = function(*tensors)
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     generator = torch.Generator().manual_seed(2)
-    weights = [torch.randn(x.shape, generator=generator).to(x) for x in outputs]
+    weights = [torch.randn(x.shape, generator=generator).to(x.device, x.dtype) for x in outputs]
     return [*outputs, *torch.autograd.grad(outputs, tensors, weights, materialize_grads=True)]
 
 
@@ -109,17 +113,40 @@ def assert_close(got: list[Tensor], wanted: list[Tensor], bound: float) -> None:
         assert (x.double() - y).norm() <= bound * y.norm(), i
 
 
-@pytest.fixture(params=_engine.available_instruction_sets())
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _engine.instruction_set()
-    _engine.force_instruction_set(request.param)
-    yield request.param
-    _engine.force_instruction_set(before)
+NAMES = ("rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift")
+MODULES = [import_module(f"rookery.ops.fused.{name}") for name in NAMES]
+KERNELS = [] if native.kernels is None else native.kernels.available_instruction_sets()
+
+
+@pytest.fixture(params=[*KERNELS, "triton"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The device on which one set of kernels computes: C++ for each set of instructions, or Triton's.
+
+    Where there is no GPU, Triton's run in its interpreter, in their place.
+    """
+    if request.param != "triton":
+        before = native.kernels.instruction_set()
+        native.kernels.force_instruction_set(request.param)
+        yield "cpu"
+        native.kernels.force_instruction_set(before)
+    elif not interpreting():
+        yield "cuda"
+    else:
+        monkeypatch.setitem(operators.SERVED, "cpu", READS)
+        for module in MODULES:
+            module._forward.register_kernel("cpu")(module._forward_by_triton)
+            module._backward.register_kernel("cpu")(module._backward_by_triton)
+        yield "cpu"
+        for operator in (each for module in MODULES for each in (module._forward, module._backward)):
+            operator.register_kernel("cpu")(operator._init_fn)
+
+
+only_triton = pytest.mark.parametrize("device", ["triton"], indirect=True)
 
 
 @every_case
-def test_equals_the_formula(case: Case, instruction_set: str) -> None:
-    single = case.inputs(torch.float32)
+def test_equals_the_formula(case: Case, device: str) -> None:
+    single = case.inputs(torch.float32, device)
     double = [x.detach().double().requires_grad_() for x in single]
     assert_close(results(case.fused, single), results(case.formula, double), 2e-6)
 
@@ -133,14 +160,71 @@ def test_float64_is_the_formula(case: Case) -> None:
 
 @every_case
 @pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
-def test_bfloat16_is_rounded_at_the_ends_alone(case: Case, parameters: torch.dtype) -> None:
+def test_bfloat16_is_rounded_at_the_ends_alone(case: Case, parameters: torch.dtype, device: str) -> None:
     """And outputs have the dtypes that the formula gives them."""
-    half = case.inputs(torch.bfloat16, parameters=parameters)
+    half = case.inputs(torch.bfloat16, device, parameters=parameters)
     exact = [x.detach().double().requires_grad_() for x in half]
     got = results(case.fused, half)
     # Several outputs are differences of rounded weights and gradients: a few last places of bfloat16.
     assert_close(got, results(case.formula, exact), 0.01)
-    assert [x.dtype for x in got] == [x.dtype for x in results(case.formula, half)]
+    if not operators.narrows(device):
+        assert [x.dtype for x in got] == [x.dtype for x in results(case.formula, half)]
+
+
+# One of each operator.
+every_operator = pytest.mark.parametrize(
+    "name",
+    [
+        "squared_relu",
+        "inputs7",
+        "output7",
+        "token shift, weights of the model, documents",
+        "token shift, weights of tokens, documents, to the present",
+    ],
+)
+
+
+@only_triton
+@every_operator
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_triton_takes_few_tokens_of_float16_in_any_layout(name: str, tokens: int, device: str) -> None:
+    case = CASES[name]
+    half = [
+        x.detach()[:, :tokens] if shape == row else x.detach()
+        for x, shape in zip(case.inputs(torch.float16, device), case.shapes, strict=True)
+    ]
+    wanted = results(CASES[name].formula, [x.double().requires_grad_() for x in half])
+    strided = [x.swapaxes(0, -1).contiguous().swapaxes(0, -1).requires_grad_() for x in half]
+    assert_close(results(CASES[name].fused, strided), wanted, 2e-3)
+
+
+@only_triton
+@every_operator
+def test_a_gpu_gets_results_in_the_dtype_that_matrix_products_read(
+    name: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bfloat16 inputs and float32 parameters, as they are under autocast."""
+    monkeypatch.setattr(operators, "NARROWS", (device,))
+    case = CASES[name]
+    tensors = case.inputs(torch.bfloat16, device, parameters=torch.float32)
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    with torch.autocast(device, torch.bfloat16):
+        got = results(case.fused, tensors)
+    assert_close(got, results(case.formula, exact), 0.01)
+    count = len(got) - len(tensors)
+    decays = [torch.float32] if name == "inputs7" else []
+    assert [x.dtype for x in got[:count]] == decays + [torch.bfloat16] * (count - len(decays))
+    assert [x.dtype for x in got[count:]] == [x.dtype for x in tensors]
+
+
+@only_triton
+def test_sums_over_many_blocks(device: str) -> None:
+    partials = torch.randn(70, 2, 133, generator=torch.Generator().manual_seed(4)).to(device)
+    totals = [torch.empty(133, device=device), torch.empty(1, 1, 133, dtype=torch.bfloat16, device=device)]
+    operators.add_up(partials, totals)
+    wanted = partials.double().sum(0)
+    assert_close([totals[0]], [wanted[0]], 1e-6)
+    assert_close([totals[1].view(-1)], [wanted[1]], 4e-3)
 
 
 @every_case
@@ -194,11 +278,13 @@ def test_torch_finds_no_fault_with_the_operators() -> None:
         return CASES[case].inputs(torch.float32)
 
     x, last, *weights = tensors("token shift, weights of the model")
-    torch.library.opcheck(OPERATORS.token_shift.default, (x, last, weights, None, False, False))
+    torch.library.opcheck(OPERATORS.token_shift.default, (x, last, weights, None, False, False, None))
     torch.library.opcheck(OPERATORS.squared_relu.default, (x,))
     w, k, v, a, w0, a0, k_k, k_a, first, share, v0 = tensors("inputs7")
     vectors = [w0, a0, v0, k_k, k_a]
-    torch.library.opcheck(OPERATORS.rwkv7_inputs.default, ([w, k, a], vectors, H))
-    torch.library.opcheck(OPERATORS.rwkv7_inputs.default, ([w, k, a, v, first, share], vectors, H))
+    torch.library.opcheck(OPERATORS.rwkv7_inputs.default, ([w, k, a], vectors, H, None))
+    torch.library.opcheck(
+        OPERATORS.rwkv7_inputs.default, ([w, k, a, v, first, share], vectors, H, torch.bfloat16)
+    )
     *inputs, r_k, weight, bias = tensors("output7")
-    torch.library.opcheck(OPERATORS.rwkv7_output.default, (inputs, [r_k, weight, bias], H, 64e-5))
+    torch.library.opcheck(OPERATORS.rwkv7_output.default, (inputs, [r_k, weight, bias], H, 64e-5, None))

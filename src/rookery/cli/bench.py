@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
-from rookery.errors import ConfigError, require
+from rookery.errors import ConfigError, MissingExtraError, require
 
 if TYPE_CHECKING:
     from rookery.evaluate.bench import Row
@@ -96,14 +96,13 @@ def run(args: Namespace) -> int:
     from rookery.evaluate.bench.devices import devices
     from rookery.evaluate.progress import progress
     from rookery.generate.backend import DTYPES
-    from rookery.native._engine import default_threads
 
     options = {
         "contexts": args.context,
         "backends": args.backend,
         "devices": args.device or devices(),
         "tokens": args.tokens,
-        "threads": default_threads() if args.threads is None else args.threads,
+        "threads": _default_threads() if args.threads is None else args.threads,
         "rounds": args.rounds,
     }
     dtypes = [str(DTYPES.get(name, name)) for name in args.dtype]
@@ -133,6 +132,15 @@ def run(args: Namespace) -> int:
         raise
     print(os.path.relpath(write_report(rows, args.out)))
     return 0
+
+
+def _default_threads() -> int:
+    """The native engine's, or all cores where it was not built."""
+    try:
+        from rookery.native._engine import default_threads
+    except MissingExtraError:
+        return os.cpu_count() or 1
+    return default_threads()
 
 
 def _tell(row: Row) -> None:

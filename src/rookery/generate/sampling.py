@@ -42,10 +42,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rookery.errors import ConfigError, StateError
-from rookery.native import _engine
+from rookery.errors import ConfigError, MissingExtraError, StateError
 
 __all__ = ["Implementation", "Sampler", "SamplingParams", "sample_batch"]
+
+
+def _extension() -> Any:
+    """The engine, or None where it was not built: then the definition samples."""
+    try:
+        from rookery.native import _engine
+    except MissingExtraError:
+        return None
+    return _engine
+
+
+_engine: Any = _extension()
 
 Implementation = Literal["native", "reference"]
 
@@ -210,18 +221,24 @@ class Sampler:
         Args:
             logits: [N], any float type; left as it is.
             implementation: ``"native"`` takes the logits as float32 to C++, ``"reference"`` is the definition
-                in numpy; by default C++ for float32 logits, else the definition.
+                in numpy; by default C++ for float32 logits where it was built, else the definition.
 
         Raises:
             StateError: the logits have NaN or +inf.
             ConfigError: every token is banned, or an id is outside the vocabulary.
+            MissingExtraError: C++ is asked for and was not built.
         """
         if implementation not in (None, "native", "reference"):
             raise ConfigError(f"there is no implementation {implementation!r}; there are native, reference")
         logits = np.asarray(logits)
         if implementation is None:
-            implementation = "native" if logits.dtype == np.float32 else "reference"
+            built = _engine is not None
+            implementation = "native" if built and logits.dtype == np.float32 else "reference"
         if implementation == "native":
+            if _engine is None:
+                raise MissingExtraError(
+                    "the native engine was not built: pip install . in the source's folder"
+                )
             _check_shape(logits)
             return sample_batch([self], logits[None], threads=1)[0]
         tokens, weights = self.candidates(logits)
@@ -363,7 +380,7 @@ class Sampler:
 
 
 def sample_batch(samplers: Sequence[Sampler], logits: np.ndarray, *, threads: int | None = None) -> list[int]:
-    """The next token of each of several streams, in one call of C++: as ``Sampler.sample`` of each.
+    """The next token of each of several streams, as ``Sampler.sample`` of each; in one call of C++.
 
     Args:
         samplers: B of them, no one twice.
@@ -381,8 +398,10 @@ def sample_batch(samplers: Sequence[Sampler], logits: np.ndarray, *, threads: in
         )
     if len(set(map(id, samplers))) != len(samplers):
         raise ConfigError("a sampler is one stream, and was given twice")
+    if _engine is None:
+        return _sample_by_definition(samplers, rows)
     if threads is None:
-        threads = 1 if len(samplers) == 1 else _engine.default_threads()
+        threads = 1 if len(samplers) == 1 else int(_engine.default_threads())
     if not 1 <= threads <= _engine.MAX_THREADS:
         raise ConfigError(f"threads must be 1 to {_engine.MAX_THREADS}, not {threads}")
     tokens = _engine.sample(rows, [sampler._stream() for sampler in samplers], threads)
@@ -396,8 +415,19 @@ def sample_batch(samplers: Sequence[Sampler], logits: np.ndarray, *, threads: in
     return tokens
 
 
+def _sample_by_definition(samplers: Sequence[Sampler], rows: np.ndarray) -> list[int]:
+    steps = [sampler.step for sampler in samplers]
+    try:
+        pairs = zip(samplers, rows, strict=True)
+        return [sampler.sample(row, implementation="reference") for sampler, row in pairs]
+    except (ConfigError, StateError):
+        for sampler, step in zip(samplers, steps, strict=True):
+            sampler.step = step
+        raise
+
+
 @lru_cache(maxsize=256)
-def _native_options(params: SamplingParams) -> _engine.SamplingOptions:
+def _native_options(params: SamplingParams) -> Any:
     return _engine.SamplingOptions(
         temperature=params.temperature,
         # Whatever is larger than a vocabulary keeps all, and bans nothing that is there.

@@ -15,13 +15,15 @@ from rookery.config import ModelConfig
 from rookery.errors import ConfigError
 from rookery.models import RWKV, from_checkpoint
 from rookery.models.quantized import quantized_from_checkpoint
-from rookery.native.quantize import TYPES, quantize
 from rookery.state import State
 
 __all__ = ["PREFILL_CHUNK", "TorchBackend", "has_cuda", "load"]
 
 PREFILL_CHUNK = 512
 """Tokens of each stream that go through the model at once, so that a long prompt needs no more memory."""
+
+# Those of rookery.native.quantize, which cannot be imported where the engine was not built.
+_TYPES = ("q8", "q4")
 
 
 def load(
@@ -45,15 +47,18 @@ def load(
     Raises:
         ConfigError: torch cannot use the device.
         CheckpointError: the tensors are not one model.
+        MissingExtraError: blocks are to be made, and the native engine, which makes them, was not built.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     where = _device(device)
     if dtype is None and where.type == "cpu":
         dtype = "float32"
-    if dtype in TYPES:
+    if dtype in _TYPES:
+        from rookery.native.quantize import quantize
+
         checkpoint = quantize(checkpoint, dtype, threads=threads)
-    if dtype in TYPES or (dtype is None and _has_blocks(checkpoint)):
+    if dtype in _TYPES or (dtype is None and _has_blocks(checkpoint)):
         rest = torch.float32 if where.type == "cpu" else torch.bfloat16
         model = quantized_from_checkpoint(checkpoint, device=where, dtype=rest)
     else:

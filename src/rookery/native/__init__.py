@@ -6,6 +6,15 @@ logits, state = model.forward(tokens, state)
 
 from __future__ import annotations
 
+from rookery.errors import MissingExtraError
+
+try:
+    import rookery.native._engine  # noqa: F401  (what the modules below need)
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        "The native engine was not built, and this needs it: pip install . in the source's folder"
+    ) from error
+
 from rookery.native.model import MAX_THREADS, NativeModel, load
 
 __all__ = ["MAX_THREADS", "NativeModel", "load"]

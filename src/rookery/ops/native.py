@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.native import _engine
+from rookery.errors import MissingExtraError
 from rookery.ops.dispatch import Implementation
 
 __all__ = [
@@ -21,16 +21,26 @@ __all__ = [
     "chunks",
     "contiguous",
     "kernels",
-    "kernels_serve",
     "native_row",
     "numbers",
     "rows_together",
     "wants_gradients",
-    "widest",
 ]
 
-kernels: Any = _engine
-"""The extension, whose declarations know numpy's arrays alone; it takes torch's as well."""
+
+def _extension() -> Any:
+    try:
+        from rookery.native import _engine
+    except MissingExtraError:
+        return None
+    return _engine
+
+
+kernels: Any = _extension()
+"""The extension, whose declarations know numpy's arrays alone, though it takes torch's as well.
+
+None where it was not built; then other implementations compute.
+"""
 
 READS = (torch.float32, torch.bfloat16)
 """What the kernels read; they compute in float32."""
@@ -38,25 +48,19 @@ READS = (torch.float32, torch.bfloat16)
 
 def native_row(run: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
     """The row of the native implementation in a recurrence's table."""
-    return Implementation(name="native", run=run, devices=("cpu",), dtypes=(torch.float32,), reads=READS)
+    return Implementation(
+        name="native",
+        run=run,
+        devices=("cpu",),
+        dtypes=(torch.float32,),
+        reads=READS,
+        installed=lambda: kernels is not None,
+    )
 
 
 def wants_gradients(tensors: Sequence[Tensor]) -> bool:
     """Whether autograd will ask for a backward pass, so that the forward pass has to keep what that needs."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-
-
-def kernels_serve(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can compute with these: all on a CPU, each float32 or bfloat16."""
-    return all(x is None or (x.device.type == "cpu" and x.dtype in READS) for x in tensors)
-
-
-def widest(*tensors: Tensor) -> torch.dtype:
-    """What torch would compute their product in: float32 where one of them is."""
-    dtype = tensors[0].dtype
-    for x in tensors[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return dtype
 
 
 def numbers(x: Tensor) -> Tensor:
@@ -82,4 +86,4 @@ def bytes_of(starts: Tensor | None) -> Tensor | None:
 
 def chunks(tokens: int) -> int:
     """How many states the kernels keep for the backward pass."""
-    return -(-tokens // _engine.CHUNK_TOKENS)
+    return -(-tokens // kernels.CHUNK_TOKENS)

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from rookery.ops.dispatch import Implementation
 
-__all__ = ["DEVICES", "READS", "block", "interpreting", "precision", "triton_kernels", "triton_row", "warps"]
+__all__ = [
+    "DEVICES",
+    "INSTALLED",
+    "READS",
+    "block",
+    "interpreting",
+    "precision",
+    "triton_kernels",
+    "triton_row",
+    "warps",
+]
 
 READS = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read; they compute in float32."""
@@ -33,18 +43,19 @@ DEVICES = ("cpu", "cuda") if interpreting() else ("cuda",)
 """The types of device that the kernels run on."""
 
 
-_INSTALLED = find_spec("triton") is not None
-
-
-def _installed() -> bool:
-    # Known beforehand, since torch.compile goes through here.
-    return _INSTALLED
+INSTALLED = find_spec("triton") is not None
+"""Whether Triton is installed; found out here, where torch.compile does not trace it."""
 
 
 def triton_row(run: Callable[..., tuple[Tensor, Tensor]]) -> Implementation:
     """The row of the Triton implementation in a recurrence's table."""
     return Implementation(
-        name="triton", run=run, devices=DEVICES, dtypes=(torch.float32,), reads=READS, installed=_installed
+        name="triton",
+        run=run,
+        devices=DEVICES,
+        dtypes=(torch.float32,),
+        reads=READS,
+        installed=lambda: INSTALLED,
     )
 
 

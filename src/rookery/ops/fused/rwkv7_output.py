@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rookery.ops.native import kernels, kernels_serve, numbers, rows_together, widest
+from rookery.ops.fused.operators import Tiles, add_up, kernels_of, kernels_serve, product_dtype, widest
+from rookery.ops.native import contiguous, kernels, numbers, rows_together
 
 __all__ = ["rwkv7_output", "rwkv7_output_formula"]
 
@@ -39,11 +40,12 @@ def rwkv7_output(
         epsilon: of the norm.
 
     Returns:
-        [B, T, A], in the widest dtype of all inputs.
+        [B, T, A], in the widest dtype of all inputs; on a GPU under autocast in its dtype, since a matrix
+        product reads it.
     """
     inputs, vectors = [y, r, k, v, g], [r_k, weight, bias]
     if kernels_serve(*inputs, *vectors):
-        return _forward(inputs, vectors, heads, epsilon)
+        return _forward(inputs, vectors, heads, epsilon, product_dtype(y.device.type))
     return rwkv7_output_formula(
         y, r, k, v, g, r_k=r_k, weight=weight, bias=bias, heads=heads, epsilon=epsilon
     )
@@ -70,8 +72,14 @@ def rwkv7_output_formula(
 
 
 @torch.library.custom_op("rookery::rwkv7_output", mutates_args=(), device_types="cpu")
-def _forward(inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float) -> Tensor:
-    result = _empty_result(inputs, vectors, heads, epsilon)
+def _forward(
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    heads: int,
+    epsilon: float,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    result = _empty_result(inputs, vectors, heads, epsilon, dtype)
     kernels.rwkv7_output_forward(
         [rows_together(x) for x in inputs],
         [numbers(x) for x in vectors],
@@ -83,9 +91,32 @@ def _forward(inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, ep
     return result
 
 
+@_forward.register_kernel("cuda")
+def _forward_by_triton(
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    heads: int,
+    epsilon: float,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    result = _empty_result(inputs, vectors, heads, epsilon, dtype)
+    tiles = Tiles(inputs[0], heads)
+    given = [contiguous(x) for x in (*inputs, *vectors)]
+    kernels_of("rwkv7_output").forward[tiles.grid](
+        *given, result, tiles.rows, heads, epsilon, **tiles.constants
+    )
+    return result
+
+
 @_forward.register_fake
-def _empty_result(inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float) -> Tensor:
-    return inputs[0].new_empty(inputs[0].shape, dtype=widest(*inputs, *vectors))
+def _empty_result(
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    heads: int,
+    epsilon: float,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    return inputs[0].new_empty(inputs[0].shape, dtype=dtype or widest(*inputs, *vectors))
 
 
 @torch.library.custom_op("rookery::rwkv7_output_backward", mutates_args=(), device_types="cpu")
@@ -110,6 +141,22 @@ def _backward(
     return gradients
 
 
+@_backward.register_kernel("cuda")
+def _backward_by_triton(
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float, dresult: Tensor
+) -> list[Tensor]:
+    gradients = _empty_gradients(inputs, vectors, heads, epsilon, dresult)
+    dinputs, dvectors = gradients[: len(inputs)], gradients[len(inputs) :]
+    tiles = Tiles(inputs[0], heads)
+    given = [contiguous(x) for x in (*inputs, *vectors, dresult)]
+    partials = dresult.new_empty(tiles.blocks, len(vectors), dresult.shape[2], dtype=torch.float32)
+    kernels_of("rwkv7_output").backward[tiles.grid](
+        *(*given, *dinputs, partials, tiles.rows, heads, epsilon), **tiles.constants
+    )
+    add_up(partials, dvectors)
+    return gradients
+
+
 @_backward.register_fake
 def _empty_gradients(
     inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float, dresult: Tensor
@@ -119,7 +166,7 @@ def _empty_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    tensors, vectors, ctx.heads, ctx.epsilon = inputs
+    tensors, vectors, ctx.heads, ctx.epsilon, _dtype = inputs
     ctx.count = len(tensors)
     ctx.save_for_backward(*tensors, *vectors)
 
@@ -128,7 +175,7 @@ def _gradients(ctx: Any, dresult: Tensor) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     inputs, vectors = saved[: ctx.count], saved[ctx.count :]
     gradients = _backward(inputs, vectors, ctx.heads, ctx.epsilon, dresult)
-    return gradients[: ctx.count], gradients[ctx.count :], None, None
+    return gradients[: ctx.count], gradients[ctx.count :], None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

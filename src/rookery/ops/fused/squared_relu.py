@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.ops.native import contiguous, kernels, kernels_serve
+from rookery.ops.fused.operators import kernels_of, kernels_serve
+from rookery.ops.native import contiguous, kernels
 
 __all__ = ["squared_relu", "squared_relu_formula"]
+
+# Numbers of a Triton program: two loads of 16 bytes for each thread, of bfloat16.
+_BLOCK = 2048
 
 
 def squared_relu_formula(x: Tensor) -> Tensor:
@@ -29,6 +33,14 @@ def _forward(x: Tensor) -> Tensor:
     return y
 
 
+@_forward.register_kernel("cuda")
+def _forward_by_triton(x: Tensor) -> Tensor:
+    y = _empty(x)
+    n = x.numel()
+    kernels_of("squared_relu").forward[(-(-n // _BLOCK),)](contiguous(x), y, n, BLOCK=_BLOCK, num_warps=4)
+    return y
+
+
 @_forward.register_fake
 def _empty(x: Tensor) -> Tensor:
     return x.new_empty(x.shape)
@@ -38,6 +50,16 @@ def _empty(x: Tensor) -> Tensor:
 def _backward(x: Tensor, dy: Tensor) -> Tensor:
     dx = _empty_gradient(x, dy)
     kernels.squared_relu_backward(contiguous(x), contiguous(dy), dx, torch.get_num_threads())
+    return dx
+
+
+@_backward.register_kernel("cuda")
+def _backward_by_triton(x: Tensor, dy: Tensor) -> Tensor:
+    dx = _empty_gradient(x, dy)
+    n = x.numel()
+    kernels_of("squared_relu").backward[(-(-n // _BLOCK),)](
+        contiguous(x), contiguous(dy), dx, n, BLOCK=_BLOCK, num_warps=4
+    )
     return dx
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rookery.ops.native import bytes_of, kernels, kernels_serve, rows_together
+from rookery.ops.fused.operators import add_up, kernels_of, kernels_serve, power_of_two, product_dtype
+from rookery.ops.native import bytes_of, contiguous, kernels, rows_together
 
 __all__ = ["token_shift", "token_shift_formula"]
 
@@ -32,12 +33,14 @@ def token_shift(
         to_present: the other way, as RWKV-4 and 5 do it: 0 gives the previous input, 1 the present.
 
     Returns:
-        One [B, T, D] for each weight.
+        One [B, T, D] for each weight, in the wider dtype of x and the weight; on a GPU under autocast in its
+        dtype, since matrix products read them.
     """
     if kernels_serve(x, last, *weights):
         before = None if last is None else last.to(x.dtype)
         varying = weights[0].shape[:2] != (1, 1)
-        return _forward(x, before, list(weights), starts, to_present, varying)
+        dtype = product_dtype(x.device.type)
+        return _forward(x, before, list(weights), starts, to_present, varying, dtype)
     return token_shift_formula(x, last, weights, starts=starts, to_present=to_present)
 
 
@@ -69,8 +72,9 @@ def _forward(
     starts: Tensor | None,
     to_present: bool,
     varying: bool,
+    dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    outputs = _empty_outputs(x, last, weights, starts, to_present, varying)
+    outputs = _empty_outputs(x, last, weights, starts, to_present, varying, dtype)
     kernels.token_shift_forward(
         rows_together(x),
         None if last is None else rows_together(last)[:, None],
@@ -84,6 +88,54 @@ def _forward(
     return outputs
 
 
+class _Launch:
+    """What both Triton kernels are given: inputs, sizes, and what they are compiled for."""
+
+    def __init__(self, x: Tensor, last: Tensor | None, weights: Sequence[Tensor], starts: Tensor | None):
+        B, T, D = x.shape
+        # In training a line of 128 bytes of bfloat16, and so many tokens that what a tile leaves of the
+        # weights' gradients is a thirty-second of what it reads of the outputs'.
+        tall = power_of_two(T, 64)
+        wide = power_of_two(D, min(1024, 4096 // tall))
+        blocks = -(-T // tall)
+        self.blocks = B * blocks
+        self.grid = (B * blocks * -(-D // wide),)
+        self.inputs = (
+            contiguous(x),
+            # Any place to point at, where nothing is read.
+            x if last is None else contiguous(last),
+            x if starts is None else bytes_of(starts),
+            tuple(contiguous(weight) for weight in weights),
+        )
+        self.sizes = (T, D, blocks)
+        self.constants: dict[str, Any] = {
+            "COUNT": len(weights),
+            "LAST": last is not None,
+            "STARTS": starts is not None,
+            "BT": tall,
+            "BD": wide,
+            "num_warps": 8,
+        }
+
+
+@_forward.register_kernel("cuda")
+def _forward_by_triton(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+    dtype: torch.dtype | None,
+) -> list[Tensor]:
+    outputs = _empty_outputs(x, last, weights, starts, to_present, varying, dtype)
+    call = _Launch(x, last, weights, starts)
+    kernels_of("token_shift").forward[call.grid](
+        *call.inputs, tuple(outputs), *call.sizes, TO_PRESENT=to_present, VARYING=varying, **call.constants
+    )
+    return outputs
+
+
 @_forward.register_fake
 def _empty_outputs(
     x: Tensor,
@@ -92,8 +144,10 @@ def _empty_outputs(
     starts: Tensor | None,
     to_present: bool,
     varying: bool,
+    dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    return [x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, weight.dtype)) for weight in weights]
+    dtypes = [dtype or torch.promote_types(x.dtype, weight.dtype) for weight in weights]
+    return [x.new_empty(x.shape, dtype=each) for each in dtypes]
 
 
 @torch.library.custom_op("rookery::token_shift_backward", mutates_args=(), device_types="cpu")
@@ -128,6 +182,31 @@ def _backward(
     return [dx, dlast, *dweights]
 
 
+@_backward.register_kernel("cuda")
+def _backward_by_triton(
+    x: Tensor,
+    last: Tensor | None,
+    weights: Sequence[Tensor],
+    starts: Tensor | None,
+    to_present: bool,
+    varying: bool,
+    doutputs: Sequence[Tensor],
+) -> list[Tensor]:
+    dx, dlast, *dweights = _empty_gradients(x, last, weights, starts, to_present, varying, doutputs)
+    call = _Launch(x, last, weights, starts)
+    partials = x.new_empty(0 if varying else call.blocks, len(weights), x.shape[2], dtype=torch.float32)
+    on_outputs = tuple(contiguous(each) for each in doutputs)
+    kernels_of("token_shift").backward[call.grid](
+        *(*call.inputs, on_outputs, dx, dlast, tuple(dweights), partials, *call.sizes),
+        TO_PRESENT=to_present,
+        VARYING=varying,
+        **call.constants,
+    )
+    if not varying:
+        add_up(partials, dweights)
+    return [dx, dlast, *dweights]
+
+
 @_backward.register_fake
 def _empty_gradients(
     x: Tensor,
@@ -144,14 +223,14 @@ def _empty_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, last, weights, starts, ctx.to_present, ctx.varying = inputs
+    x, last, weights, starts, ctx.to_present, ctx.varying, _dtype = inputs
     ctx.save_for_backward(x, last, starts, *weights)
 
 
 def _gradients(ctx: Any, doutputs: list[Tensor]) -> tuple[Any, ...]:
     x, last, starts, *weights = ctx.saved_tensors
     dx, dlast, *dweights = _backward(x, last, weights, starts, ctx.to_present, ctx.varying, doutputs)
-    return dx, None if last is None else dlast, dweights, None, None, None
+    return dx, None if last is None else dlast, dweights, None, None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

@@ -1,0 +1,73 @@
+"""Reading and writing tiles, and sums over what programs have left of the gradients of parameters."""
+
+# pyright: reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["add_up", "head_tile", "numbers", "put", "put_sum", "take"]
+
+
+@triton.jit
+def take(pointer, place, inside):
+    """A tile in float32, 0 outside."""
+    return tl.load(pointer + place, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def put(pointer, x, place, inside):
+    """Write a tile, rounded to what the pointer points at."""
+    tl.store(pointer + place, x.to(pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def numbers(pointer, channel, width):
+    """Of a parameter, [1, channels] in float32."""
+    return tl.load(pointer + channel, mask=channel < width, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def put_sum(pointer, x, channel, width):
+    """The sum of a tile over its tokens."""
+    tl.store(pointer + channel, tl.sum(x, axis=0), mask=channel < width)
+
+
+@triton.jit
+def head_tile(rows, H, K: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+    """The program's tile of [rows, H K]: some rows of one head; grid (cdiv(rows, BR) H,).
+
+    Returns:
+        Where it begins in memory and among channels, its block of rows, then what `take` and `put` need: the
+        place of each number after the beginning, and which are inside; and the channels of a head.
+    """
+    head, block = tl.program_id(0) % H, tl.program_id(0) // H
+    first = block.to(tl.int64) * BR
+    row, channel = tl.arange(0, BR), tl.arange(0, BK)
+    place = row[:, None] * (H * K) + channel[None, :]
+    inside = (first + row < rows)[:, None] & (channel < K)[None, :]
+    return first * (H * K) + head * K, head * K, block.to(tl.int64), place, inside, channel
+
+
+@triton.jit
+def add_up(
+    partials,
+    totals,
+    blocks,
+    width,
+    COUNT: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Totals are sums over blocks of partials [blocks, COUNT, width]; grid (cdiv(width, WIDTH), COUNT)."""
+    channel, which = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH), tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
+    for first in range(0, blocks, ROWS):
+        block = first + row
+        place = (block.to(tl.int64) * COUNT + which)[:, None] * width + channel[None, :]
+        total += take(partials, place, (block < blocks)[:, None] & (channel < width)[None, :])
+    found = tl.sum(total, axis=0)
+    for n in tl.static_range(COUNT):
+        if which == n:
+            put(totals[n], found, channel, channel < width)
