@@ -21,15 +21,18 @@ from torch import Tensor
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
 from rookery.ops.native import native_row
+from rookery.ops.triton import triton_row
 from rookery.ops.wkv4.chunked import wkv4_chunked
 from rookery.ops.wkv4.native import wkv4_native
 from rookery.ops.wkv4.reference import wkv4_reference
+from rookery.ops.wkv4.triton import wkv4_triton
 from rookery.state import NO_MAXIMUM
 
 __all__ = ["IMPLEMENTATIONS", "wkv4"]
 
 IMPLEMENTATIONS = (
     native_row(wkv4_native),
+    triton_row(wkv4_triton),
     Implementation(name="chunked", run=wkv4_chunked, traced=False, min_tokens=16),
     Implementation(name="reference", run=wkv4_reference),
 )
@@ -54,7 +57,7 @@ def wkv4(
         v: value [B, T, A].
         state: (numerator a, denominator b, maximum p) before the first token, [B, 3, A]; None: (0, 0, -1e30).
         starts: [B, T] bool, true at the first token of each document: the state is (0, 0, -1e30) before it.
-        implementation: "native", "chunked" or "reference"; None chooses.
+        implementation: "native", "triton", "chunked" or "reference"; None chooses.
 
     Returns:
         y [B, T, A] in the dtype of v, and the state after the last token, [B, 3, A], in float32 (float64
