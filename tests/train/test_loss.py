@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from rookery.models import RWKV, init_weights
 from rookery.train.data import IGNORED, Rows
 from rookery.train.loop import accumulate_gradients
-from rookery.train.loss import L2WRAP, cross_entropy, l2wrap
+from rookery.train.loss import CHUNKED, L2WRAP, cross_entropy, l2wrap, summed_loss
 from rookery.train.optimizer import make_optimizer, set_learning_rate
 
 
@@ -96,6 +96,32 @@ def test_l2wrap_can_be_switched_off(model, tiny):
 
     assert not torch.equal(gradient(), gradient(l2wrap=False))
     torch.testing.assert_close(gradient(), gradient(l2wrap=False), rtol=0.01, atol=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("options", [{}, {"l2wrap": False}])
+def test_logits_in_chunks_give_the_same_loss_and_gradients(model, tiny, monkeypatch, accumulate, options):
+    losses, gradients = [], []
+    for chunked in (False, True):
+        monkeypatch.setitem(CHUNKED, "cpu", chunked)
+        model.zero_grad()
+        config = tiny(batch=6, accumulate=accumulate, **options)
+        losses.append(float(accumulate_gradients(model, some_rows(ignored=True, starts=True), config)))
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    for whole, chunks in zip(*gradients, strict=True):
+        torch.testing.assert_close(chunks, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()) + 1e-9)
+
+
+def test_a_head_with_something_around_it_is_not_left_out(model, monkeypatch):
+    monkeypatch.setitem(CHUNKED, "cpu", True)
+    rows = some_rows()
+    inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
+    plain, _ = summed_loss(model, inputs, targets)
+    model.head = torch.nn.Sequential(model.head, torch.nn.Threshold(1e9, 0.0))
+    uniform, _ = summed_loss(model, inputs, targets)
+    assert float(uniform.detach()) == pytest.approx(targets.numel() * np.log(50), rel=1e-6)
+    assert float(plain.detach()) != pytest.approx(float(uniform.detach()), rel=1e-3)
 
 
 def test_bf16_is_close_and_keeps_float32_gradients(model, tiny):

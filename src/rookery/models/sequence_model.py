@@ -123,6 +123,7 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         starts: Tensor | None = None,
         implementation: str | None = None,
         last_only: bool = False,
+        head: bool = True,
     ) -> tuple[Tensor, ModelState]:
         """Read tokens, predict the next one after each. One token is decoding, more are training or prefill.
 
@@ -134,6 +135,7 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
             implementation: of the recurrence, by name; by default the best one (see ``rookery.ops``). Mixings
                 without one of those recurrences ignore it.
             last_only: compute the logits of the last position alone.
+            head: False leaves the head out, and gives what it would read, [B, T, D], in place of the logits.
 
         Returns:
             logits [B, T, N] (or [B, 1, N]) in the dtype of the weights (under autocast, in its dtype), and
@@ -148,7 +150,8 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         x, after = self.hidden(tokens, state, starts=starts, implementation=implementation)
         if last_only:
             x = x[:, -1:]
-        return self.head(self.ln_out(x)), after
+        x = self.ln_out(x)
+        return self.head(x) if head else x, after
 
     def hidden(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from rookery.models import RWKV
 from rookery.state import State
 from rookery.train.data import IGNORED, Rows, TokenStream
-from rookery.train.loss import cross_entropy
+from rookery.train.loss import summed_loss
 
 __all__ = ["Score", "evaluate", "evaluate_documents", "on_device"]
 
@@ -164,7 +164,6 @@ def _predict(
 ) -> tuple[Score, State[Tensor]]:
     inputs, targets, starts = on_device(rows, model.emb.weight.device)
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=bf16):
-        logits, after = model(inputs, state, starts=starts)
+        nats, after = summed_loss(model, inputs, targets, state, starts=starts)
     predicted = rows.targets[rows.targets != IGNORED]
-    nats = float(cross_entropy(logits, targets))
-    return Score(nats, len(predicted), int(token_bytes[predicted].sum())), after
+    return Score(float(nats), len(predicted), int(token_bytes[predicted].sum())), after

@@ -22,7 +22,7 @@ from rookery.train.corpus import Corpus, choose_tokenizer, read_corpus
 from rookery.train.data import IGNORED, Rows, TrainingOrder, bytes_of_tokens
 from rookery.train.display import Reporter, RunFacts, SilentReporter
 from rookery.train.evaluate import evaluate, evaluate_documents, on_device
-from rookery.train.loss import cross_entropy, l2wrap
+from rookery.train.loss import loss_of_rows
 from rookery.train.memory import keep_freed_memory
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
 from rookery.train.optimizer import make_optimizer, set_learning_rate
@@ -130,11 +130,15 @@ def accumulate_gradients(model: RWKV, rows: Rows, config: TrainConfig) -> Tensor
     total = torch.zeros((), device=inputs.device)
     for part_inputs, part_targets, part_starts in parts:
         with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=config.bf16):
-            logits, _ = model(part_inputs, starts=part_starts)
-        loss = cross_entropy(logits, part_targets) / predicted
+            loss = loss_of_rows(
+                model,
+                part_inputs,
+                part_targets,
+                part_starts,
+                predicted=predicted,
+                positions=inputs.numel() if config.l2wrap else None,
+            )
         total += loss.detach()
-        if config.l2wrap:
-            loss = l2wrap(loss, logits, positions=inputs.numel())
         loss.backward()
     return total
 

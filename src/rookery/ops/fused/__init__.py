@@ -7,9 +7,18 @@ instead of one for each sum and product.
 
 from __future__ import annotations
 
+from rookery.ops.fused.cross_entropy import linear_cross_entropy
 from rookery.ops.fused.rwkv7_inputs import Inputs7, Mix7, rwkv7_inputs
 from rookery.ops.fused.rwkv7_output import rwkv7_output
 from rookery.ops.fused.squared_relu import squared_relu
 from rookery.ops.fused.token_shift import token_shift
 
-__all__ = ["Inputs7", "Mix7", "rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift"]
+__all__ = [
+    "Inputs7",
+    "Mix7",
+    "linear_cross_entropy",
+    "rwkv7_inputs",
+    "rwkv7_output",
+    "squared_relu",
+    "token_shift",
+]
