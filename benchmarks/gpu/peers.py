@@ -49,8 +49,8 @@ def load(name: str) -> Call:
         if name.startswith("chunk_rwkv6"):
             from fla.ops.rwkv6 import chunk_rwkv6
 
-            call: Callable[..., Any] = chunk_rwkv6
-            return rwkv6(functools.partial(call, scale=1.0))
+            unscaled: Any = functools.partial(chunk_rwkv6, scale=1.0)
+            return rwkv6(unscaled)
         from fla.ops.rwkv4 import fused_recurrent_rwkv4
 
         return rwkv4(fused_recurrent_rwkv4)

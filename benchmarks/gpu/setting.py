@@ -112,7 +112,7 @@ TINY = Shapes(
     product=64,
     kernel=(1, 19, 2, 16),
     checked=(1, 19, 2),
-    head_sizes=(16, 32),
+    head_sizes=(16,),
     models={"tiny": sized("7", vocab_size=48, width=32, num_layers=2, head_size=16)},
     contexts=(12, 24),
     batch_tokens=48,

@@ -58,8 +58,7 @@ def test_operations_of_a_chunk_are_those_of_its_products():
 
 def test_parameters_are_those_of_the_models():
     config = sized("7", vocab_size=48, width=32, num_layers=2, head_size=16)
-    with torch.device("meta"):
-        model, gpt = RWKV(config), GPT(vocab_size=48, width=32, num_layers=2, head_size=16)
+    model, gpt = RWKV(config), GPT(vocab_size=48, width=32, num_layers=2, head_size=16)
     assert floors.multiplied(config) == model.num_parameters - 48 * 32
     assert floors.gpt_parameters(config) == sum(p.numel() for p in gpt.parameters()) - 48 * 32
     assert 0.38e9 < floors.multiplied(preset("7", "0.4B")) < 0.39e9
@@ -313,7 +312,6 @@ def test_the_dry_run_goes_through_everything(monkeypatch, tmp_path, capsys):
             assert row["value"] > 0
     printed = capsys.readouterr().out
     assert printed.count("tiny, on a CPU: no measurement") == 1 + len(GROUPS)
-    assert written["machine"]["decode tiny, 3 streams"] == "step by step"
 
 
 def test_some_groups_alone(monkeypatch, tmp_path):
@@ -352,3 +350,13 @@ def test_training_is_traced_and_computed_again(monkeypatch):
     facts = {each.name: each.value for each in messages if isinstance(each, Fact)}
     assert not any("failed" in name for name in facts), facts
     assert any("activations computed again" in value for value in facts.values())
+
+
+@pytest.mark.slow
+def test_a_part_in_a_process_of_its_own():
+    (stage,) = stages((), TINY, tiny=True)
+    taken = []
+    assert in_process(stage.parts[0], CPU, taken.append) is None
+    assert [each.figure for each in taken if isinstance(each, Figure)] == [COPY, READ, MATRIX]
+    broken = Part(name="broken", group="prefill", run="prefill:measure", options={"size": "no such size"})
+    assert in_process(broken, CPU, taken.append) == "KeyError: 'no such size'"
