@@ -11,7 +11,6 @@ gradient of z in the place of z; elsewhere, and in float64, it is plain torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rookery.ops.precision import full_precision
-from rookery.ops.triton import READS, triton_kernels
+from rookery.ops.triton import INSTALLED, READS, triton_kernels
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_formula"]
 
@@ -28,9 +27,6 @@ __all__ = ["linear_cross_entropy", "linear_cross_entropy_formula"]
 CHUNK_LOGITS = 2**28
 # On a CPU, 64 MiB in float32.
 CHUNK_LOGITS_OF_CPU = 2**24
-
-# Found out here, where torch.compile does not trace it.
-_INSTALLED = find_spec("triton") is not None
 
 
 def linear_cross_entropy(
@@ -137,7 +133,7 @@ def softmax_by_triton(
 
 
 def _softmax(logits: Tensor) -> Softmax:
-    serves = _INSTALLED and logits.device.type == "cuda" and logits.dtype in READS
+    serves = INSTALLED and logits.device.type == "cuda" and logits.dtype in READS
     return softmax_by_triton if serves else softmax_by_torch
 
 
