@@ -68,18 +68,6 @@ def vector(
 
 
 @triton.jit
-def _partial(
-    weights, x, token, block, byte, tokens, blocks,
-    FIRST: tl.constexpr, ROWS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """[ROWS, TOKENS]: the products of weights [ROWS, BLOCKS, BYTES] and the inputs that they belong to."""
-    column = tl.reshape(block[:, None] * 32 + byte[None, :] + FIRST, [INPUTS])
-    inside = (token[None, :] < tokens) & (column[:, None] < blocks * 32)
-    part = tl.load(x + token[None, :] * (blocks * 32) + column[:, None], mask=inside, other=0.0)
-    return product(tl.reshape(weights, [ROWS, INPUTS]), part.to(tl.float32), PRECISION)
-
-
-@triton.jit
 def tile(
     x, numbers, scales, y, tokens, R, blocks,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, BLOCKS: tl.constexpr,
@@ -87,7 +75,7 @@ def tile(
 ):  # fmt: skip
     """A few tokens: y [tokens, R] = x W^T, on tensor cores."""
     BYTES: tl.constexpr = BITS * 4
-    INPUTS: tl.constexpr = BLOCKS * BYTES
+    INPUTS: tl.constexpr = BLOCKS * 32
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     token = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
     byte = tl.arange(0, BYTES)
@@ -97,12 +85,14 @@ def tile(
         q = _numbers(numbers, row, block, byte, R, blocks, BYTES)
         scale = _scales(scales, row, block, R, blocks)[:, :, None]
         if BITS == 8:
-            w = q.to(tl.float32) * scale
-            total += _partial(w, x, token, block, byte, tokens, blocks, 0, ROWS, INPUTS, PRECISION)
+            w = tl.reshape(q.to(tl.float32) * scale, [ROWS, INPUTS])
         else:
-            w = _low(q) * scale
-            total += _partial(w, x, token, block, byte, tokens, blocks, 0, ROWS, INPUTS, PRECISION)
-            w = _high(q) * scale
-            total += _partial(w, x, token, block, byte, tokens, blocks, 16, ROWS, INPUTS, PRECISION)
+            # [ROWS, BLOCKS, BYTES, 2], whose last axis belongs before the bytes.
+            halves = tl.join(_low(q) * scale, _high(q) * scale)
+            w = tl.reshape(tl.permute(halves, (0, 1, 3, 2)), [ROWS, INPUTS])
+        column = start * 32 + tl.arange(0, INPUTS)
+        inside = (token[:, None] < tokens) & (column[None, :] < blocks * 32)
+        part = tl.load(x + token[:, None] * (blocks * 32) + column[None, :], mask=inside, other=0.0)
+        total += product(w, tl.trans(part.to(tl.float32)), PRECISION)
     inside = (row[:, None] < R) & (token[None, :] < tokens)
     tl.store(y + token[None, :] * R + row[:, None], total, mask=inside)

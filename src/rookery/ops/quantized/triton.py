@@ -14,9 +14,10 @@ __all__ = ["MOST_TOKENS", "quantized_linear_triton", "serves"]
 MOST_TOKENS = 64
 """Up to which the kernels serve. Beyond, making the matrix whole costs less than the product itself."""
 
-# Blocks of a row that a program reads at once: 1 KB of it, or 128 bytes where more tokens share what is read.
+# Blocks of a row that a program reads at once: 1 KB of it for one token. For more, whose inputs take registers
+# too, 4 blocks: with 8, 64 tokens spill.
 _VECTOR_BLOCKS = {8: 32, 4: 64}
-_TILE_BLOCKS = {8: 4, 4: 8}
+_TILE_BLOCKS = 4
 # Rows of a program: enough programs for all of a GPU, also in matrices of 2048 rows.
 _VECTOR_ROWS = 4
 _MANY_ROWS = 4096
@@ -50,7 +51,7 @@ def quantized_linear_triton(x: Tensor, numbers: Tensor, scales: Tensor) -> Tenso
             *(x, numbers, scales, y, tokens, rows, blocks),
             ROWS=height,
             TOKENS=width,
-            BLOCKS=_TILE_BLOCKS[bits],
+            BLOCKS=_TILE_BLOCKS,
             BITS=bits,
             PRECISION=precision(x),
             num_warps=4 if height == 32 or width > 16 else 2,
