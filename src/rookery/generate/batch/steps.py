@@ -11,7 +11,7 @@ from torch import Tensor
 from rookery.generate.batch.recorded import record
 from rookery.models import RWKV
 from rookery.ops.dispatch import IN_PLACE
-from rookery.ops.in_place import in_place_installed
+from rookery.ops.triton import INSTALLED
 from rookery.state import State
 
 __all__ = ["record_step"]
@@ -36,7 +36,7 @@ def record_step(
         implementation: of the recurrence; by default in place where Triton runs.
         pool: see ``record``.
     """
-    if implementation is None and tokens.device.type == "cuda" and in_place_installed():
+    if implementation is None and tokens.device.type == "cuda" and INSTALLED:
         implementation = IN_PLACE
     layers = model.split_state(state)
 

@@ -19,7 +19,7 @@ from rookery.ops.dispatch import IN_PLACE, Implementation
 from rookery.ops.in_place.triton import step4, step6, step7
 from rookery.ops.triton import triton_row
 
-__all__ = ["in_place_installed", "in_place_row"]
+__all__ = ["in_place_row"]
 
 # RWKV-5's differs from RWKV-6's by the shape of its decay alone.
 _STEPS: dict[str, Callable[..., Tensor]] = {"wkv4": step4, "wkv5": step6, "wkv6": step6, "wkv7": step7}
@@ -44,8 +44,3 @@ def in_place_row(operator: str) -> Implementation:
         return step(*inputs, state), state
 
     return replace(triton_row(run), name=IN_PLACE)
-
-
-def in_place_installed() -> bool:
-    """Whether this installation has what it needs."""
-    return in_place_row("wkv7").installed()

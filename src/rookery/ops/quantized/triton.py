@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-from rookery.ops.triton import DEVICES, READS, block, precision, triton_kernels
+from rookery.ops.triton import DEVICES, INSTALLED, READS, block, precision, triton_kernels
 
 __all__ = ["MOST_TOKENS", "quantized_linear_triton", "serves"]
 
 MOST_TOKENS = 64
 """Up to which the kernels serve. Beyond, making the matrix whole costs less than the product itself."""
 
-# Blocks of a row that a program reads at once: 1 KB of it for one token. For more, whose inputs take registers
-# too, 4 blocks: with 8, 64 tokens spill.
+# Blocks of a row that a program reads at once: 1 KB of it for one token, and 4 blocks for more tokens, whose
+# inputs take registers too: with 8, 64 tokens spill.
 _VECTOR_BLOCKS = {8: 32, 4: 64}
 _TILE_BLOCKS = 4
 # Rows of a program: enough programs for all of a GPU, also in matrices of 2048 rows.
@@ -25,7 +23,7 @@ _MANY_ROWS = 4096
 
 def serves(x: Tensor) -> bool:
     """Whether the kernels are to be used for such an input."""
-    return x.device.type == "cuda" and x.dtype in READS and find_spec("triton") is not None
+    return x.device.type == "cuda" and x.dtype in READS and INSTALLED
 
 
 @torch.library.custom_op("rookery::quantized_linear", mutates_args=(), device_types=DEVICES)
