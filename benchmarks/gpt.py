@@ -49,6 +49,10 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of each position from the positions up to it."""
+        return self.head(self.hidden(tokens))
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """What the head reads, [B, T, D]."""
         half = self.head_size // 2
         frequency = 10000.0 ** (-torch.arange(half, device=tokens.device) / half)
         angle = torch.arange(tokens.shape[1], device=tokens.device)[:, None] * frequency
@@ -56,4 +60,4 @@ class GPT(nn.Module):
         x = self.emb(tokens)
         for block in self.blocks:
             x = block(x, cos, sin)
-        return self.head(self.ln_out(x))
+        return self.ln_out(x)
