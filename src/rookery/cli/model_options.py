@@ -69,7 +69,7 @@ def add_model_arguments(parser: ArgumentParser, *, several: bool = False) -> Non
     group.add_argument(
         "--dtype",
         metavar="TYPE",
-        help="float32, bfloat16 (fp32, bf16), on a CPU q8, q4, on a GPU float16 (fp16); default: the file's",
+        help="float32, bfloat16 (fp32, bf16), q8, q4, on a GPU float16 (fp16); default: the file's",
     )
     group.add_argument("--threads", metavar="N", type=int, help="CPU threads; default: all cores")
 
