@@ -163,8 +163,8 @@ def test_implementations_agree(models, version: Version):
     name = f"wkv{version[0]}"
     logits, end = model(tokens, starts=starts, implementation="reference")
     wanted = gradients(model, logits, end)
-    # The models are in float64, in which the C++ kernels do not compute.
-    others = [other for other in ops.implementations(name) if other not in ("reference", "native")]
+    # The models are in float64, in which kernels do not compute.
+    others = set(ops.implementations(name)) - {"reference", "native", "triton"}
     assert "chunked" in others
     for other in others:
         got, state = model(tokens, starts=starts, implementation=other)
