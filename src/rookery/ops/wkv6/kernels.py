@@ -40,9 +40,17 @@ __all__ = ["backward", "forward"]
 
 
 @triton.jit
-def _sums(where, x):
-    """For each token the sum of x over the tokens `where` its row says; its digits are those of float32."""
-    return product(tl.where(where, 1.0, 0.0), x, "tf32x3")
+def _parts(x):
+    """Two tiles whose sum is x: the digits that TF32 has, and what they leave."""
+    high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def _sums(where, high, low):
+    """For each token the sum of x, in `_parts`, over the tokens `where` its row says; to 22 binary digits."""
+    ones = tl.where(where, 1.0, 0.0)
+    return product(ones, high, "tf32") + product(ones, low, "tf32")
 
 
 @triton.jit
@@ -67,19 +75,22 @@ def _second(token, HALF: tl.constexpr):
 
 
 @triton.jit
-def _level(readers, writers, lw, token, HALF: tl.constexpr):
+def _level(readers, writers, high, low, token, HALF: tl.constexpr):
     """The tile of a level of the halving, and the decays in it."""
     x = tl.where(_second(token, HALF), readers, writers)
     # Between neighbours there are no tokens.
-    factor = tl.exp(_sums(_between(token, HALF), lw)) if HALF > 1 else tl.full(x.shape, 1.0, tl.float32)
+    if HALF == 1:
+        factor = tl.full(x.shape, 1.0, tl.float32)
+    else:
+        factor = tl.exp(_sums(_between(token, HALF), high, low))
     return x * factor, factor
 
 
 @triton.jit
-def _learn(S, keys, values, lw, begun, token, PRECISION: tl.constexpr):
+def _learn(S, keys, values, lw, high, low, begun, token, PRECISION: tl.constexpr):
     """The state after a chunk."""
     last = tl.max(begun, axis=0)
-    onward = tl.exp(_sums(token[None, :] > token[:, None], lw))
+    onward = tl.exp(_sums(token[None, :] > token[:, None], high, low))
     written = tl.where((begun == last)[:, None], keys * onward, 0.0)
     S *= tl.where(last == 0, tl.exp(tl.sum(lw, axis=0)), 0.0)[:, None]
     return S + product(tl.trans(written), values, PRECISION)
@@ -133,21 +144,22 @@ def forward(
         row_k = load_tile(k + keys, start, T, H * K, K, token, channel)
         row_v = load_tile(v + numbers, start, T, H * V, V, token, value)
         row_r = load_tile(r + keys, start, T, H * K, K, token, channel)
+        high, low = _parts(lw)
         begun = documents(starts, start, T, token, STARTS)
         own = tl.sum(row_r * bonus[None, :] * row_k, axis=1)
         if AFTER:
             row_r *= tl.exp(lw)
         scores = tl.zeros((C, C), tl.float32)
         for level in tl.static_range(LEVELS):
-            x, _ = _level(row_r, row_k, lw, token, C >> (level + 1))
+            x, _ = _level(row_r, row_k, high, low, token, C >> (level + 1))
             scores += tl.where(_meets(token, C >> (level + 1)), product(x, tl.trans(x), PRECISION), 0.0)
         scores = below(scores, begun, token, False)
         scores = tl.where(token[:, None] == token[None, :], own[:, None], scores)
-        reads = row_r * tl.exp(_sums(token[None, :] < token[:, None], lw))
+        reads = row_r * tl.exp(_sums(token[None, :] < token[:, None], high, low))
         reads = tl.where((begun == 0)[:, None], reads, 0.0)
         Y = product(scores, row_v, PRECISION) + product(reads, S, PRECISION)
         store_tile(y + numbers, Y.to(y.dtype.element_ty), start, T, H * V, V, token, value)
-        S = _learn(S, row_k, row_v, lw, begun, token, PRECISION)
+        S = _learn(S, row_k, row_v, lw, high, low, begun, token, PRECISION)
     store_state(after + head * K * V, S, channel, value, K, V)
 
 
@@ -191,6 +203,7 @@ def _back(
     row_k = load_tile(k, start, T, stride, K, token, channel)
     row_v = load_tile(v, start, T, value_stride, V, token, value)
     dY = load_tile(dy, start, T, value_stride, V, token, value)
+    high, low = _parts(lw)
     begun = documents(starts, start, T, token, STARTS)
     last = tl.max(begun, axis=0)
     sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
@@ -202,11 +215,11 @@ def _back(
     if AFTER:
         row_r *= tl.exp(lw)
 
-    to = tl.exp(_sums(token[None, :] < token[:, None], lw))
+    to = tl.exp(_sums(token[None, :] < token[:, None], high, low))
     dreads = tl.where(sees, product(dY, tl.trans(S), PRECISION) * to, 0.0)
     # A read of the state passes through the decays before it, what is kept of a token through those after it.
     dlw = product(tl.where(token[None, :] > token[:, None], 1.0, 0.0), dreads * row_r, PRECISION)
-    onward = tl.exp(_sums(token[None, :] > token[:, None], lw))
+    onward = tl.exp(_sums(token[None, :] > token[:, None], high, low))
     dwritten = tl.where(reaches, product(row_v, tl.trans(dS), PRECISION) * onward, 0.0)
     dlw += product(tl.where(token[None, :] < token[:, None], 1.0, 0.0), dwritten * row_k, PRECISION)
     through = tl.where(last == 0, tl.exp(tl.sum(lw, axis=0)), 0.0)[:, None]
@@ -216,7 +229,7 @@ def _back(
     dscores += tl.trans(dscores)
     scores = tl.zeros((C, C), tl.float32)
     for level in tl.static_range(LEVELS):
-        x, factor = _level(row_r, row_k, lw, token, C >> (level + 1))
+        x, factor = _level(row_r, row_k, high, low, token, C >> (level + 1))
         meets = _meets(token, C >> (level + 1))
         scores += tl.where(meets, product(x, tl.trans(x), PRECISION), 0.0)
         dx = product(tl.where(meets, dscores, 0.0), x, PRECISION)
@@ -305,8 +318,9 @@ def backward(
             lw = load_tile(log_w + decays, start, T, decay_stride, K, token, channel)
             row_k = load_tile(k + keys, start, T, H * K, K, token, channel)
             row_v = load_tile(v + numbers, start, T, H * V, V, token, value)
+            high, low = _parts(lw)
             begun = documents(starts, start, T, token, STARTS)
-            S = _learn(S, row_k, row_v, lw, begun, token, PRECISION)
+            S = _learn(S, row_k, row_v, lw, high, low, begun, token, PRECISION)
         # Threads read what others have written.
         tl.debug_barrier()
         for back in range(first, end):
