@@ -288,3 +288,23 @@ def test_torch_finds_no_fault_with_the_operators() -> None:
     )
     *inputs, r_k, weight, bias = tensors("output7")
     torch.library.opcheck(OPERATORS.rwkv7_output.default, (inputs, [r_k, weight, bias], H, 64e-5, None))
+
+
+@only_triton
+def test_torch_compile_sees_through_autocast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one graph for all, and the dtypes of a GPU."""
+    monkeypatch.setattr(operators, "NARROWS", (device,))
+    case = CASES["inputs7"]
+    tensors = case.inputs(torch.float32, device)
+
+    def call(*tensors: Tensor) -> list[Tensor]:
+        with torch.autocast(device, torch.bfloat16):
+            made = case.fused(*tensors)
+            assert isinstance(made, tuple)
+            (shifted,) = token_shift(tensors[0], None, [tensors[4]])
+        return [*made, shifted]
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for x, y in zip(results(compiled, tensors), results(call, tensors), strict=True):
+        assert x.dtype == y.dtype
+        assert torch.equal(x, y)
