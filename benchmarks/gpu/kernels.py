@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Iterator
 
@@ -79,6 +80,7 @@ def measure(setting: Setting, *, recurrence: str) -> Iterator[Figure | Fact]:
 
 def compile_all(setting: Setting, *, recurrence: str) -> Iterator[Figure | Fact]:
     """Run each side once on a few tokens, so that the measurement finds its kernels compiled."""
+    os.nice(10)  # what is checked meanwhile comes first
     peers.tune_quickly(rehearsal=True)
     B, T = _REHEARSED
     implementation = implementation_of(recurrence, setting.device, torch.bfloat16, setting.shapes.kernel[1])

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -325,6 +326,13 @@ def test_groups_that_are_not_there(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run_command(monkeypatch, "--only", "prefill,speed")
     assert "no such group: speed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_there_is_to_do(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch)
+    assert "there is no NVIDIA GPU here; --dry-run runs everything" in capsys.readouterr().err
 
 
 def test_floors_are_printed_without_a_gpu(monkeypatch, capsys):
