@@ -226,7 +226,7 @@ def test_wkv4_with_keys_of_60(implementation: str, log_w: str) -> None:
     assert_same(make("wkv4", T=1000, K=32, keys=60.0, log_w=log_w), implementation)
 
 
-@pytest.mark.parametrize(("name", "implementation"), [x for x in COMPARED if x[0] == "wkv7"])
+@pytest.mark.parametrize(("name", "implementation"), long([x for x in COMPARED if x[0] == "wkv7"]))
 def test_wkv7_outside_the_models_range(name: str, implementation: str) -> None:
     for strongest in (-4.9, -50.0):
         call = make(name, T=61)
