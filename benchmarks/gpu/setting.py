@@ -115,7 +115,7 @@ TINY = Shapes(
     head_sizes=(16,),
     models={"tiny": sized("7", vocab_size=48, width=32, num_layers=2, head_size=16)},
     contexts=(12, 24),
-    batch_tokens=48,
+    batch_tokens=24,
     streams=3,
     prompt=20,
     steps=2,
