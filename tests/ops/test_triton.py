@@ -20,6 +20,8 @@ OPERATORS = [
     for name in ("wkv4", "wkv5", "wkv6", "wkv7", "gla", "delta_rule")
     if "triton" in ops.implementations(name)
 ]
+# Those whose operator is another recurrence's.
+BY_ANOTHER = ("wkv5", "gla", "delta_rule")
 DEVICE = "cpu" if interpreting() or not torch.cuda.is_available() else "cuda"
 
 pytestmark = pytest.mark.skipif(
@@ -96,8 +98,11 @@ class Recorder(TorchDispatchMode):
     ("name", "dtype", "boundaries"),
     [
         *((name, torch.bfloat16, True) for name in OPERATORS),
-        # Where the operator is another recurrence's, its dtypes are that one's affair.
-        *((name, torch.float32, False) for name in OPERATORS if name.startswith("wkv") and name != "wkv5"),
+        *(
+            pytest.param(name, torch.float32, False, marks=pytest.mark.slow)
+            for name in OPERATORS
+            if name not in BY_ANOTHER
+        ),
     ],
 )
 def test_torch_finds_no_fault_with_the_operators(name: str, dtype: torch.dtype, boundaries: bool) -> None:
@@ -139,7 +144,11 @@ def test_compiled_without_a_break(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "log_w"),
-    [(name, x) for name in OPERATORS for x in (-1e-3, -6.0, -50.0) if x == -50.0 or name != "delta_rule"],
+    [
+        pytest.param(name, x, marks=[pytest.mark.slow] if name in BY_ANOTHER and x != -50.0 else [])
+        for name in OPERATORS
+        for x in (-1e-3, -6.0, -50.0)
+    ],
 )
 def test_equals_the_loop_at_any_decay(name: str, log_w: float) -> None:
     tensors = inputs(name, log_w=log_w)
@@ -161,7 +170,7 @@ def test_gradients_of_bfloat16_inputs(name: str) -> None:
     assert_close([x.float() for x in got], wanted, 2**-7 if interpreting() else 6e-3)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [x for x in OPERATORS if x not in BY_ANOTHER])
 @pytest.mark.parametrize("which", [0, 1])
 def test_gradients_of_one_output(name: str, which: int) -> None:
     tensors = inputs(name)
