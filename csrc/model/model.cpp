@@ -63,7 +63,7 @@ std::optional<Fault> Model::step(const Call& call) {
   const Targets* targets = call.targets;
   float* logits = call.logits;
   const int64_t* tokens = call.tokens;
-  int64_t limit = call.streams > kPromptTokens || targets != nullptr ? kPassTokens : kPromptTokens;
+  int64_t limit = targets != nullptr ? kScoredTokens : call.streams > kPromptTokens ? kPassTokens : kPromptTokens;
   int64_t stream = 0, read = 0;   // tokens of the present stream that earlier passes have read
   int64_t begun = 0, target = 0;  // tokens, and targets, that earlier passes had
   num_kept_ = 0;

@@ -18,6 +18,8 @@ namespace rookery {
 // Tokens of a pass. Prompts take the smaller number at a time: it needs half the memory, and costs 2 % of the speed.
 // There are more where there are more streams, so that a step of all of them reads the weights once.
 constexpr int64_t kPassTokens = 256, kPromptTokens = 128;
+// Where many texts are scored, passes are full, and of whole tiles of 12 tokens.
+constexpr int64_t kScoredTokens = 252;
 
 // The state of several streams (slots), as rookery.state has it: [layer][slot][...] of each part.
 struct StateArrays {
