@@ -115,7 +115,7 @@ def _backward(
     dy: Tensor,
     dafter: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    kernels = triton_kernels("rookery.ops.wkv7.backward_kernels")
     gradients = _empty_gradients(r, log_w, k, v, a, b, starts, states, inverses, dy, dafter)
     B, H, _, K, V = states.shape
     r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))

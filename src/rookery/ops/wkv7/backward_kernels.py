@@ -1,0 +1,344 @@
+"""The backward pass of RWKV-7's recurrence as a Triton kernel; names and layouts are those of ``kernels.py``.
+
+It takes the spans of a row in reverse. In each it first goes forward from the state that the forward pass
+kept and puts the states before its chunks into a scratch memory that stays in the cache, and then goes
+backward over the chunks. A chunk that went token by token does so here, forming every token's state anew.
+"""
+
+# pyright: reportGeneralTypeIssues=false
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from rookery.ops.tiles import (
+    below,
+    documents,
+    first_half,
+    is_strong,
+    load_row,
+    load_state,
+    load_tile,
+    product,
+    store_row,
+    store_state,
+    store_tile,
+)
+from rookery.ops.wkv7.kernels import advance, step
+
+__all__ = ["backward"]
+
+
+@triton.jit
+def _back_by_tokens(
+    before,
+    dS,
+    r,
+    log_w,
+    k,
+    v,
+    a,
+    b,
+    starts,
+    dy,
+    dr,
+    dlog_w,
+    dk,
+    dv,
+    da,
+    db,
+    start,
+    end,
+    stride,
+    K,
+    V,
+    value_stride,
+    channel,
+    value,
+    STARTS: tl.constexpr,
+):
+    """Gradients of tokens start to end - 1, and of the state `before` them; dS is that of the state after."""
+    kind = dr.dtype.element_ty
+    for back in range(start, end):
+        i = start + end - 1 - back
+        S = before
+        for j in range(start, i):
+            S, _ = step(
+                S, r, log_w, k, v, a, b, starts, j, stride, K, V, value_stride, channel, value, STARTS
+            )
+        goes_on = 1.0
+        if STARTS:
+            goes_on = 1.0 - tl.load(starts + i).to(tl.float32)
+        S *= goes_on
+        decay = tl.exp(load_row(log_w, i, stride, K, channel))
+        row_k, row_v = load_row(k, i, stride, K, channel), load_row(v, i, value_stride, V, value)
+        row_a, row_b = load_row(a, i, stride, K, channel), load_row(b, i, stride, K, channel)
+        row_dy = load_row(dy, i, value_stride, V, value)
+        found = tl.sum(row_a[:, None] * S, axis=0)
+        written = decay[:, None] * S + row_b[:, None] * found[None, :] + row_k[:, None] * row_v[None, :]
+        store_row(dr, tl.sum(written * row_dy[None, :], axis=1).to(kind), i, stride, K, channel)
+        dS += load_row(r, i, stride, K, channel)[:, None] * row_dy[None, :]
+        dfound = tl.sum(dS * row_b[:, None], axis=0)
+        store_row(dv, tl.sum(dS * row_k[:, None], axis=0).to(dv.dtype.element_ty), i, value_stride, V, value)
+        store_row(dk, tl.sum(dS * row_v[None, :], axis=1).to(dk.dtype.element_ty), i, stride, K, channel)
+        store_row(db, tl.sum(dS * found[None, :], axis=1).to(db.dtype.element_ty), i, stride, K, channel)
+        store_row(da, tl.sum(S * dfound[None, :], axis=1).to(da.dtype.element_ty), i, stride, K, channel)
+        dw = decay * tl.sum(dS * S, axis=1)
+        store_row(dlog_w, dw.to(dlog_w.dtype.element_ty), i, stride, K, channel)
+        dS = (decay[:, None] * dS + row_a[:, None] * dfound[None, :]) * goes_on
+    return dS
+
+
+@triton.jit
+def _back(
+    S,
+    dS,
+    r,
+    log_w,
+    k,
+    v,
+    a,
+    b,
+    starts,
+    inverse,
+    dy,
+    dr,
+    dlog_w,
+    dk,
+    dv,
+    da,
+    db,
+    start,
+    T,
+    stride,
+    K,
+    V,
+    value_stride,
+    token,
+    channel,
+    value,
+    C: tl.constexpr,
+    STARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Gradients of a chunk and of the state S before it; dS is that of the state after it."""
+    lw = load_tile(log_w, start, T, stride, K, token, channel)
+    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
+    if is_strong(middle, whole):
+        dS = _back_by_tokens(
+            S,
+            dS,
+            r,
+            log_w,
+            k,
+            v,
+            a,
+            b,
+            starts,
+            dy,
+            dr,
+            dlog_w,
+            dk,
+            dv,
+            da,
+            db,
+            start,
+            tl.minimum(start + C, T),
+            stride,
+            K,
+            V,
+            value_stride,
+            channel,
+            value,
+            STARTS,
+        )
+    else:
+        begun = documents(starts, start, T, token, STARTS)
+        last = tl.max(begun, axis=0)
+        sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+        total = tl.cumsum(lw, axis=0) - middle[None, :]
+        onward, to, undo = tl.exp(total), tl.exp(total - lw), tl.exp(-total)
+        r_out = load_tile(r, start, T, stride, K, token, channel) * onward
+        a_out = load_tile(a, start, T, stride, K, token, channel) * to
+        k_in = load_tile(k, start, T, stride, K, token, channel) * undo
+        b_in = load_tile(b, start, T, stride, K, token, channel) * undo
+        values = load_tile(v, start, T, value_stride, V, token, value)
+        dY = load_tile(dy, start, T, value_stride, V, token, value)
+        M = tl.load(inverse + token[:, None] * C + token[None, :])
+        leave = tl.exp(whole - middle)
+        S *= tl.exp(middle)[:, None]
+
+        ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
+        Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
+        U = product(M, Z, PRECISION)
+        k_on, b_on = tl.where(reaches, k_in, 0.0), tl.where(reaches, b_in, 0.0)
+        # The decay of the state at the chunk's end: its gradient by logarithm, for all tokens of the chunk.
+        after = tl.where(last == 0, S, 0.0)
+        after += product(tl.trans(k_on), values, PRECISION) + product(tl.trans(b_on), U, PRECISION)
+        dS *= leave[:, None]
+        dend = tl.sum(dS * after, axis=1)
+
+        rk = below(product(r_out, tl.trans(k_in), PRECISION), begun, token, True)
+        rb = below(product(r_out, tl.trans(b_in), PRECISION), begun, token, True)
+        dU = product(tl.trans(rb), dY, PRECISION) + product(b_on, dS, PRECISION)
+        dZ = product(tl.trans(M), dU, PRECISION)
+        dV = product(tl.trans(rk), dY, PRECISION) + product(tl.trans(ak), dZ, PRECISION)
+        dV += product(k_on, dS, PRECISION)
+        store_tile(dv, dV.to(dv.dtype.element_ty), start, T, value_stride, V, token, value)
+
+        drk = below(product(dY, tl.trans(values), PRECISION), begun, token, True)
+        drb = below(product(dY, tl.trans(U), PRECISION), begun, token, True)
+        dak = below(product(dZ, tl.trans(values), PRECISION), begun, token, False)
+        dab = below(product(dZ, tl.trans(U), PRECISION), begun, token, False)
+
+        turned = tl.trans(S)
+        dr_out = tl.where(sees, product(dY, turned, PRECISION), 0.0)
+        dr_out += product(drk, k_in, PRECISION) + product(drb, b_in, PRECISION)
+        store_tile(dr, (dr_out * onward).to(dr.dtype.element_ty), start, T, stride, K, token, channel)
+        # Every row of r_out, a_out, k_in, b_in depends on the sum of log_w up to it, by logarithm.
+        dtotal = dr_out * r_out
+        da_out = tl.where(sees, product(dZ, turned, PRECISION), 0.0)
+        da_out += product(dak, k_in, PRECISION) + product(dab, b_in, PRECISION)
+        store_tile(da, (da_out * to).to(da.dtype.element_ty), start, T, stride, K, token, channel)
+        dtotal_before = da_out * a_out
+        turned = tl.trans(dS)
+        dk_in = tl.where(reaches, product(values, turned, PRECISION), 0.0)
+        dk_in += product(tl.trans(drk), r_out, PRECISION) + product(tl.trans(dak), a_out, PRECISION)
+        store_tile(dk, (dk_in * undo).to(dk.dtype.element_ty), start, T, stride, K, token, channel)
+        dtotal -= dk_in * k_in
+        db_in = tl.where(reaches, product(U, turned, PRECISION), 0.0)
+        db_in += product(tl.trans(drb), r_out, PRECISION) + product(tl.trans(dab), a_out, PRECISION)
+        store_tile(db, (db_in * undo).to(db.dtype.element_ty), start, T, stride, K, token, channel)
+        dtotal -= db_in * b_in
+        # a_out depends on the decays before its own token alone.
+        dtotal += dtotal_before
+        dlw = tl.cumsum(dtotal, axis=0, reverse=True) - dtotal_before + dend[None, :]
+        # The state is new there: what the sums leave is rounding.
+        if STARTS:
+            at = start + token
+            marks = tl.load(starts + at, mask=at < T, other=0)
+            dlw = tl.where((marks != 0)[:, None], 0.0, dlw)
+        store_tile(dlog_w, dlw.to(dlog_w.dtype.element_ty), start, T, stride, K, token, channel)
+
+        dS = tl.where(last == 0, dS, 0.0)
+        dS += product(tl.trans(tl.where(sees, r_out, 0.0)), dY, PRECISION)
+        dS += product(tl.trans(tl.where(sees, a_out, 0.0)), dZ, PRECISION)
+        dS *= tl.exp(middle)[:, None]
+    return dS
+
+
+@triton.jit
+def backward(
+    r,
+    log_w,
+    k,
+    v,
+    a,
+    b,
+    starts,
+    inverses,
+    states,
+    dy,
+    dafter,
+    dr,
+    dlog_w,
+    dk,
+    dv,
+    da,
+    db,
+    dbefore,
+    scratch,
+    T,
+    H,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    C: tl.constexpr,
+    SPAN: tl.constexpr,
+    STARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The gradients of all inputs, from the states that `forward` kept; grid (B H,).
+
+    scratch: [B H, SPAN, K, V] float32, of this kernel's own.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    keys = (head // H * T * H + head % H) * K
+    numbers = (head // H * T * H + head % H) * V
+    starts += head // H * T
+    scratch += head * SPAN * K * V
+    token, channel, value = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BV)
+    chunks = tl.cdiv(T, C)
+    spans = tl.cdiv(chunks, SPAN)
+    dS = load_state(dafter + head * K * V, channel, value, K, V)
+    for back_span in range(spans):
+        span = spans - 1 - back_span
+        first, end = span * SPAN, tl.minimum(span * SPAN + SPAN, chunks)
+        S = load_state(states + (head * spans + span) * K * V, channel, value, K, V)
+        for chunk in range(first, end - 1):
+            store_state(scratch + (chunk - first) * K * V, S, channel, value, K, V)
+            S = advance(
+                S,
+                r + keys,
+                log_w + keys,
+                k + keys,
+                v + numbers,
+                a + keys,
+                b + keys,
+                starts,
+                inverses + (head * chunks + chunk) * C * C,
+                dy + numbers,
+                chunk * C,
+                T,
+                H * K,
+                K,
+                V,
+                H * V,
+                token,
+                channel,
+                value,
+                C,
+                STARTS,
+                False,
+                PRECISION,
+            )
+        # Threads read what others have written.
+        tl.debug_barrier()
+        for back in range(first, end):
+            chunk = first + end - 1 - back
+            if back > first:
+                S = load_state(scratch + (chunk - first) * K * V, channel, value, K, V)
+            dS = _back(
+                S,
+                dS,
+                r + keys,
+                log_w + keys,
+                k + keys,
+                v + numbers,
+                a + keys,
+                b + keys,
+                starts,
+                inverses + (head * chunks + chunk) * C * C,
+                dy + numbers,
+                dr + keys,
+                dlog_w + keys,
+                dk + keys,
+                dv + numbers,
+                da + keys,
+                db + keys,
+                chunk * C,
+                T,
+                H * K,
+                K,
+                V,
+                H * V,
+                token,
+                channel,
+                value,
+                C,
+                STARTS,
+                PRECISION,
+            )
+        tl.debug_barrier()
+    store_state(dbefore + head * K * V, dS, channel, value, K, V)
