@@ -130,7 +130,7 @@ class TorchBackend:
         state = self._adopt(state)
         with torch.inference_mode():
             for chunk in ids.split(self.prefill_chunk, dim=1) if ids.shape[1] else ():
-                _, state = self.model.hidden(chunk, state)
+                _, state = self.model(chunk, state, last_only=True, head=False)
         return state
 
     def _step(self, tokens: np.ndarray, state: State[Tensor]) -> tuple[np.ndarray, State[Tensor]]:

@@ -147,21 +147,6 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
                 vocabulary (checked on the CPU; elsewhere the check would wait for the device).
             StateError: the state is of another model or number of streams.
         """
-        x, after = self.hidden(tokens, state, starts=starts, implementation=implementation)
-        if last_only:
-            x = x[:, -1:]
-        x = self.ln_out(x)
-        return self.head(x) if head else x, after
-
-    def hidden(
-        self,
-        tokens: Tensor,
-        state: ModelState | None = None,
-        *,
-        starts: Tensor | None = None,
-        implementation: str | None = None,
-    ) -> tuple[Tensor, ModelState]:
-        """As ``forward``, up to the last block: what it gives [B, T, D], and the state."""
         self._check_tokens(tokens, starts)
         layers: Sequence[LayerState | None] = [None] * len(self.blocks)
         if state is not None:
@@ -172,7 +157,8 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         for block, before in zip(self.blocks, layers, strict=True):
             x, layer_state, v_first = block(x, before, v_first, starts=starts, implementation=implementation)
             after.append(layer_state)
-        return x, self.join_state(after)
+        x = self.ln_out(x[:, -1:] if last_only else x)
+        return self.head(x) if head else x, self.join_state(after)
 
     def step_in_place(
         self, tokens: Tensor, layers: Sequence[LayerState], *, implementation: str | None = None

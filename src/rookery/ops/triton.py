@@ -27,11 +27,16 @@ __all__ = [
     "precision",
     "triton_kernels",
     "triton_row",
+    "value_block",
     "warps",
 ]
 
 READS = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read; they compute in float32."""
+
+
+ENOUGH_PROGRAMS = 264
+"""Two for each of the 132 multiprocessors of an H100."""
 
 
 def interpreting() -> bool:
@@ -76,6 +81,19 @@ def precision(*tensors: Tensor) -> str:
     which together have the digits of float32.
     """
     return "tf32" if all(x.dtype.itemsize == 2 for x in tensors) else "tf32x3"
+
+
+def value_block(heads: int, value: int) -> int:
+    """Value channels of a program of a forward pass over `heads` rows of a head each.
+
+    The columns of a state do not depend on each other. Where heads are few, programs share those of a head,
+    and each computes for itself what has no value channels. Two on each multiprocessor hide each other's
+    latencies.
+    """
+    width = block(value)
+    while width > 16 and heads * -(-value // width) < ENOUGH_PROGRAMS:
+        width //= 2
+    return width
 
 
 def warps(key: int, value: int) -> int:

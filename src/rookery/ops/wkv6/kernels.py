@@ -123,14 +123,15 @@ def forward(
     AFTER: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y, the state `after` the row and, where KEEP, the state before each span; grid (B H,)."""
+    """y, the state `after` the row and, where KEEP, the state before each span; grid (B H, blocks of V)."""
     head = tl.program_id(0).to(tl.int64)
     keys = (head // H * T * H + head % H) * K
     numbers = (head // H * T * H + head % H) * V
     decays = head % H * K if FIXED else keys
     decay_stride = 0 if FIXED else H * K
     starts += head // H * T
-    token, channel, value = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BV)
+    token, channel = tl.arange(0, C), tl.arange(0, BK)
+    value = tl.program_id(1) * BV + tl.arange(0, BV)
     chunks = tl.cdiv(T, C)
     spans = tl.cdiv(chunks, SPAN)
     S = load_state(before + head * K * V, channel, value, K, V)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rookery.ops.native import bytes_of, contiguous, wants_gradients
-from rookery.ops.triton import DEVICES, block, precision, triton_kernels, warps
+from rookery.ops.triton import DEVICES, block, precision, triton_kernels, value_block, warps
 
 __all__ = ["wkv6_triton"]
 
@@ -74,12 +74,15 @@ def _forward(
     y, after, states = outputs
     B, H = state.shape[:2]
     r, log_w, k, v, state = (contiguous(x) for x in (r, log_w, k, v, state))
-    kernels.forward[(B * H,)](
+    sizes = _sizes(state, log_w, u, starts, FORWARD)
+    V = state.shape[3]
+    sizes["BV"] = value_block(B * H, V)
+    kernels.forward[(B * H, -(-V // sizes["BV"]))](
         *(r, log_w, k, v, state if u is None else contiguous(u), state),
         *(y if starts is None else bytes_of(starts), y, after, states, v.shape[1], H),
         KEEP=keep,
         PRECISION=precision(r, k, v),
-        **_sizes(state, log_w, u, starts, FORWARD),
+        **sizes,
     )
     return outputs
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rookery.ops.native import bytes_of, contiguous, wants_gradients
-from rookery.ops.triton import DEVICES, block, precision, triton_kernels, warps
+from rookery.ops.triton import DEVICES, block, precision, triton_kernels, value_block, warps
 
 __all__ = ["wkv7_triton"]
 
@@ -71,7 +71,8 @@ def _forward(
     inverses = kept if keep else state.new_empty(B, H, n, CHUNK, CHUNK)
     own = {name: sizes[name] for name in ("K", "BK", "C", "STARTS", "PRECISION")}
     kernels.solve[(n, B * H)](log_w, a, b, marks, inverses, T, H, **own, num_warps=1)
-    kernels.forward[(B * H,)](
+    sizes["BV"] = value_block(B * H, V)
+    kernels.forward[(B * H, -(-V // sizes["BV"]))](
         r, log_w, k, v, a, b, contiguous(state), marks, inverses, y, after, states, T, H, KEEP=keep, **sizes
     )
     return outputs
