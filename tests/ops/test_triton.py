@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rookery import ops
 from rookery.ops.triton import interpreting
+from rookery.ops.wkv7 import triton as wkv7_module
 
 OPERATORS = [
     name
@@ -197,3 +198,23 @@ def test_a_channel_may_forget_at_once(name: str) -> None:
     assert_close(got, wanted)
     for channels in (slice(0, None, 3), slice(1, None, 3), slice(2, None, 3)):
         assert_close([got[3][..., channels]], [wanted[3][..., channels]])
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_segments_of_a_long_row_at_once(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wkv7_module, "SHORTEST_SEGMENT", 16)
+    T = 67
+    assert wkv7_module.segment_tokens(T, 2) == 32
+    tensors = [x.detach() for x in inputs("wkv7", T=T)]
+    boundaries = starts(T) if documents else None
+    exact = [x.double() for x in tensors]
+    wanted = ops.wkv7(*exact, starts=boundaries, implementation="reference")
+    got = ops.wkv7(*tensors, starts=boundaries, implementation="triton")
+    assert_close([x.double() for x in got], list(wanted))
+
+
+def test_rows_are_cut_where_heads_are_few() -> None:
+    assert wkv7_module.segment_tokens(8192, 32) == 1024
+    assert wkv7_module.segment_tokens(8200, 32) == 1040
+    for tokens, heads in ((8192, 512), (8192, 200), (300, 32), (1, 32)):
+        assert wkv7_module.segment_tokens(tokens, heads) == tokens

@@ -20,6 +20,7 @@ from rookery.ops.dispatch import Implementation
 
 __all__ = [
     "DEVICES",
+    "ENOUGH_PROGRAMS",
     "INSTALLED",
     "READS",
     "block",

@@ -33,7 +33,7 @@ from rookery.ops.tiles import (
     store_tile,
 )
 
-__all__ = ["advance", "forward", "solve", "step"]
+__all__ = ["advance", "compose", "forward", "solve", "step"]
 
 
 @triton.jit
@@ -222,4 +222,35 @@ def forward(
             True,
             PRECISION,
         )
+    store_state(after + head * K * V, S, channel, value, K, V)
+
+
+@triton.jit
+def compose(
+    passed,
+    learned,
+    before,
+    befores,
+    after,
+    SEGMENTS,
+    H,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """The states before each of the segments of a row, from what each makes of the state before it.
+
+    S' = passed S + learned; passed [B, SEGMENTS, H, K, K], learned and befores [B, SEGMENTS, H, K, V], before
+    and after [B, H, K, V]; grid (B H, blocks of V).
+    """
+    head = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, BK)
+    value = tl.program_id(1) * BV + tl.arange(0, BV)
+    S = load_state(before + head * K * V, channel, value, K, V)
+    for segment in range(SEGMENTS):
+        at = (head // H * SEGMENTS + segment) * H + head % H
+        store_state(befores + at * K * V, S, channel, value, K, V)
+        A = load_state(passed + at * K * K, channel, channel, K, K)
+        S = product(A, S, "tf32x3") + load_state(learned + at * K * V, channel, value, K, V)
     store_state(after + head * K * V, S, channel, value, K, V)
