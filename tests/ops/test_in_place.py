@@ -62,5 +62,5 @@ def test_what_is_no_step_is_refused():
     with pytest.raises(ConfigError, match="one token"):
         ops.wkv6(*tensors, state.transpose(2, 3), implementation="in place")
     r, log_w, k, v, _ = tensors
-    with pytest.raises(ConfigError, match="gla is not computed in place"):
+    with pytest.raises(ConfigError, match="'in place' is unknown"):
         ops.gla(r, log_w, k, v, state, implementation="in place")

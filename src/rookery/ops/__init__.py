@@ -38,14 +38,14 @@ __all__ = ["chosen", "delta_rule", "gla", "implementations", "wkv4", "wkv5", "wk
 
 
 def implementations(name: str) -> tuple[str, ...]:
-    """The names of a recurrence's implementations, the preferred ones first.
+    """The names of a recurrence's implementations, the preferred ones first; without what writes into states.
 
     Raises:
         ConfigError: there is no such recurrence.
     """
     if name not in _TABLES:
         raise ConfigError(f"there is no recurrence {name!r}; there are {', '.join(_TABLES)}")
-    return tuple(row.name for row in _TABLES[name])
+    return tuple(row.name for row in _TABLES[name] if not row.in_place)
 
 
 def chosen(

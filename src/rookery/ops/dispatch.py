@@ -16,9 +16,8 @@ from torch import Tensor
 from rookery.errors import ConfigError, StateError
 from rookery.ops.precision import full_precision
 
-__all__ = ["IN_PLACE", "Implementation", "call", "check_shape", "check_state", "choose"]
+__all__ = ["Implementation", "call", "check_shape", "check_state", "choose"]
 
-IN_PLACE = "in place"
 """Forces the implementation that writes the state after one token over the one it was given."""
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -58,6 +57,9 @@ class Implementation:
     """Whether torch.compile looks inside. Loops over chunks, unrolled, take minutes to compile and gain
     nothing: such a form runs as it is, between two graphs."""
 
+    in_place: bool = False
+    """Whether it writes into the state that it is given, and so is never chosen but where it is forced."""
+
     def misfit(self, *, device: str, dtype: torch.dtype) -> str | None:
         """Why it cannot compute such a call at all, or None where it can."""
         if self.devices is not None and device not in self.devices:
@@ -84,7 +86,8 @@ def choose(
     """
     if forced is None:
         for row in table:
-            if tokens >= row.min_tokens and row.misfit(device=device, dtype=dtype) is None:
+            fits = tokens >= row.min_tokens and row.misfit(device=device, dtype=dtype) is None
+            if fits and not row.in_place:
                 return row
         raise ConfigError(f"no implementation computes in {dtype} on {device}")
     for row in table:
@@ -93,7 +96,7 @@ def choose(
             if problem is not None:
                 raise ConfigError(f"implementation {forced!r} {problem}")
             return row
-    known = ", ".join(row.name for row in table)
+    known = ", ".join(row.name for row in table if not row.in_place)
     raise ConfigError(f"implementation {forced!r} is unknown; there are {known}")
 
 
@@ -136,17 +139,6 @@ def check_state(
         )
 
 
-def _table(
-    operator: str, table: tuple[Implementation, ...], forced: str | None
-) -> tuple[Implementation, ...]:
-    """The table, or what stands in none, since it breaks the rule that states are never written into."""
-    if forced != IN_PLACE:
-        return table
-    from rookery.ops.in_place import in_place_row
-
-    return (in_place_row(operator),)
-
-
 def call(
     operator: str,
     table: tuple[Implementation, ...],
@@ -185,7 +177,7 @@ def call(
         )
     dtype = compute_dtype(inputs if state is None else (*inputs, state))
     device = v.device.type
-    row = choose(_table(operator, table, forced), device=device, dtype=dtype, tokens=T, forced=forced)
+    row = choose(table, device=device, dtype=dtype, tokens=T, forced=forced)
     before = fresh_state(dtype) if state is None else state.to(dtype)
     if starts is not None:
         # Whatever a state holds, even nan, a document that starts with the row must not see it.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rookery.generate.batch.recorded import record
 from rookery.models import RWKV
-from rookery.ops.dispatch import IN_PLACE
+from rookery.ops.in_place import IN_PLACE
 from rookery.ops.triton import INSTALLED
 from rookery.state import State
 

@@ -15,24 +15,21 @@ from dataclasses import replace
 from torch import Tensor
 
 from rookery.errors import ConfigError
-from rookery.ops.dispatch import IN_PLACE, Implementation
+from rookery.ops.dispatch import Implementation
 from rookery.ops.in_place.triton import step4, step6, step7
 from rookery.ops.triton import triton_row
 
-__all__ = ["in_place_row"]
+__all__ = ["IN_PLACE", "in_place_row"]
+
+IN_PLACE = "in place"
+"""What ``implementation=`` forces it by."""
 
 # RWKV-5's differs from RWKV-6's by the shape of its decay alone.
 _STEPS: dict[str, Callable[..., Tensor]] = {"wkv4": step4, "wkv5": step6, "wkv6": step6, "wkv7": step7}
 
 
 def in_place_row(operator: str) -> Implementation:
-    """How a recurrence is computed in place.
-
-    Raises:
-        ConfigError: it is not one of RWKV's.
-    """
-    if operator not in _STEPS:
-        raise ConfigError(f"{operator} is not computed in place; {', '.join(_STEPS)} are")
+    """The row in the table of one of RWKV's recurrences."""
     step = _STEPS[operator]
 
     def run(*arguments: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -43,4 +40,4 @@ def in_place_row(operator: str) -> Implementation:
             raise ConfigError(f"{operator}: in place is one token, without starts, and a contiguous state")
         return step(*inputs, state), state
 
-    return replace(triton_row(run), name=IN_PLACE)
+    return replace(triton_row(run), name=IN_PLACE, in_place=True)

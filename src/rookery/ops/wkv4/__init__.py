@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.in_place import in_place_row
 from rookery.ops.native import native_row
 from rookery.ops.triton import triton_row
 from rookery.ops.wkv4.chunked import wkv4_chunked
@@ -35,6 +36,7 @@ IMPLEMENTATIONS = (
     triton_row(wkv4_triton),
     Implementation(name="chunked", run=wkv4_chunked, traced=False, min_tokens=16),
     Implementation(name="reference", run=wkv4_reference),
+    in_place_row("wkv4"),
 )
 
 

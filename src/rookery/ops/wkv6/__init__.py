@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.in_place import in_place_row
 from rookery.ops.native import native_row
 from rookery.ops.triton import triton_row
 from rookery.ops.wkv6.chunked import wkv6_chunked
@@ -28,6 +29,7 @@ IMPLEMENTATIONS = (
     triton_row(wkv6_triton),
     Implementation(name="chunked", run=wkv6_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv6_reference),
+    in_place_row("wkv6"),
 )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rookery.errors import ConfigError
 from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.in_place import in_place_row
 from rookery.ops.native import native_row
 from rookery.ops.triton import triton_row
 from rookery.ops.wkv7.chunked import wkv7_chunked
@@ -29,6 +30,7 @@ IMPLEMENTATIONS = (
     triton_row(wkv7_triton),
     Implementation(name="chunked", run=wkv7_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv7_reference),
+    in_place_row("wkv7"),
 )
 
 
