@@ -11,8 +11,6 @@ import triton.language as tl
 __all__ = [
     "below",
     "documents",
-    "first_half",
-    "is_strong",
     "load_row",
     "load_state",
     "load_tile",
@@ -21,9 +19,6 @@ __all__ = [
     "store_state",
     "store_tile",
 ]
-
-# The sum of log_w over half a chunk up to which its exponential and the inverse of it are multiplied.
-STRONGEST: tl.constexpr = tl.constexpr(40.0)
 
 
 @triton.jit
@@ -78,18 +73,6 @@ def documents(pointer, start, T, token, STARTS: tl.constexpr):
     else:
         begun = token * 0
     return begun
-
-
-@triton.jit
-def first_half(log_w, token, C: tl.constexpr):
-    """[K]: the sum of log_w up to the chunk's middle, the origin of its decays."""
-    return tl.sum(tl.where(token[:, None] < C // 2, log_w, 0.0), axis=0)
-
-
-@triton.jit
-def is_strong(middle, total):
-    """Whether decays of half a chunk, from its start or to its end, leave what is multiplied as it is."""
-    return tl.max(tl.maximum(-middle, middle - total), axis=0) > STRONGEST
 
 
 @triton.jit

@@ -14,8 +14,6 @@ import triton.language as tl
 from rookery.ops.tiles import (
     below,
     documents,
-    first_half,
-    is_strong,
     load_row,
     load_state,
     load_tile,
@@ -24,7 +22,7 @@ from rookery.ops.tiles import (
     store_state,
     store_tile,
 )
-from rookery.ops.wkv7.kernels import advance, step
+from rookery.ops.wkv7.kernels import advance, first_half, is_strong, step
 
 __all__ = ["backward"]
 
@@ -124,7 +122,7 @@ def _back(
     """Gradients of a chunk and of the state S before it; dS is that of the state after it."""
     lw = load_tile(log_w, start, T, stride, K, token, channel)
     middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    if is_strong(middle, whole):
+    if is_strong(lw):
         dS = _back_by_tokens(
             S,
             dS,

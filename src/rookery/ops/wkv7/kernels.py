@@ -7,8 +7,7 @@ is found row by row: it is an alternating sum of powers of the matrix, which can
 
 For the backward pass (``backward_kernels.py``) the forward pass keeps M and, every `SPAN` chunks, the state.
 
-Where decays are so strong that the products of half a chunk leave float32 (beyond what the model can
-produce), a chunk is computed token by token.
+Where decays are stronger than any that the model can produce, a chunk is computed token by token.
 
 Names: r, log_w, k, a, b are [B, T, H, K], v and y [B, T, H, V], states [B, H, .., K, V], all contiguous.
 """
@@ -22,8 +21,6 @@ import triton.language as tl
 from rookery.ops.tiles import (
     below,
     documents,
-    first_half,
-    is_strong,
     load_row,
     load_state,
     load_tile,
@@ -33,7 +30,23 @@ from rookery.ops.tiles import (
     store_tile,
 )
 
-__all__ = ["advance", "compose", "forward", "solve", "step"]
+__all__ = ["advance", "compose", "first_half", "forward", "is_strong", "solve", "step"]
+
+# The model's log_w is above -0.6065. Far below that products of decays leave float32, and rounding swamps
+# the gradient of log_w, which is of the order of the decay itself.
+STRONGEST: tl.constexpr = tl.constexpr(-5.0)
+
+
+@triton.jit
+def first_half(log_w, token, C: tl.constexpr):
+    """[K]: the sum of log_w up to the chunk's middle, the origin of its decays."""
+    return tl.sum(tl.where(token[:, None] < C // 2, log_w, 0.0), axis=0)
+
+
+@triton.jit
+def is_strong(log_w):
+    """Whether a chunk has to go token by token."""
+    return tl.min(tl.min(log_w, axis=1), axis=0) < STRONGEST
 
 
 @triton.jit
@@ -60,7 +73,7 @@ def solve(
     begun = documents(starts + head // H * T, start, T, token, STARTS)
     lw = load_tile(log_w + first, start, T, stride, K, token, channel)
     # A chunk that goes token by token has no use for M; its decays would overflow.
-    lw = tl.where(is_strong(first_half(lw, token, C), tl.sum(lw, axis=0)), 0.0, lw)
+    lw = tl.where(is_strong(lw), 0.0, lw)
     total = tl.cumsum(lw, axis=0) - first_half(lw, token, C)[None, :]
     reader = load_tile(a + first, start, T, stride, K, token, channel) * tl.exp(total - lw)
     writer = load_tile(b + first, start, T, stride, K, token, channel) * tl.exp(-total)
@@ -121,7 +134,7 @@ def advance(
     """The state after a chunk; where OUTPUT, its y is written."""
     lw = load_tile(log_w, start, T, stride, K, token, channel)
     middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    if is_strong(middle, whole):
+    if is_strong(lw):
         for i in range(start, tl.minimum(start + C, T)):
             S, found = step(
                 S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS
