@@ -55,7 +55,10 @@ def _back_by_tokens(
     value,
     STARTS: tl.constexpr,
 ):
-    """Gradients of tokens start to end - 1, and of the state `before` them; dS is that of the state after."""
+    """Gradients of tokens start to end - 1, and of the state `before` them; dS is that of the state after.
+
+    Also the sums over V of the latter gradient times its state, as `_back` gives them.
+    """
     kind = dr.dtype.element_ty
     for back in range(start, end):
         i = start + end - 1 - back
@@ -84,13 +87,14 @@ def _back_by_tokens(
         dw = decay * tl.sum(dS * S, axis=1)
         store_row(dlog_w, dw.to(dlog_w.dtype.element_ty), i, stride, K, channel)
         dS = (decay[:, None] * dS + row_a[:, None] * dfound[None, :]) * goes_on
-    return dS
+    return dS, tl.sum(dS * before, axis=1)
 
 
 @triton.jit
 def _back(
     S,
     dS,
+    dend,
     r,
     log_w,
     k,
@@ -119,11 +123,15 @@ def _back(
     STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of a chunk and of the state S before it; dS is that of the state after it."""
+    """Gradients of a chunk and of the state S before it; dS is that of the state after it.
+
+    dend [K] is the sum over V of dS times that state: by logarithm, the gradient of the chunk's last decay,
+    and a part of that of each before it. The same of the state before is returned, for the chunk before.
+    """
     lw = load_tile(log_w, start, T, stride, K, token, channel)
     middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
     if is_strong(lw):
-        dS = _back_by_tokens(
+        dS, dend = _back_by_tokens(
             S,
             dS,
             r,
@@ -170,11 +178,7 @@ def _back(
         Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
         U = product(M, Z, PRECISION)
         k_on, b_on = tl.where(reaches, k_in, 0.0), tl.where(reaches, b_in, 0.0)
-        # The decay of the state at the chunk's end: its gradient by logarithm, for all tokens of the chunk.
-        after = tl.where(last == 0, S, 0.0)
-        after += product(tl.trans(k_on), values, PRECISION) + product(tl.trans(b_on), U, PRECISION)
         dS *= leave[:, None]
-        dend = tl.sum(dS * after, axis=1)
 
         rk = below(product(r_out, tl.trans(k_in), PRECISION), begun, token, True)
         rb = below(product(r_out, tl.trans(b_in), PRECISION), begun, token, True)
@@ -221,8 +225,9 @@ def _back(
         dS = tl.where(last == 0, dS, 0.0)
         dS += product(tl.trans(tl.where(sees, r_out, 0.0)), dY, PRECISION)
         dS += product(tl.trans(tl.where(sees, a_out, 0.0)), dZ, PRECISION)
+        dend = tl.sum(dS * S, axis=1)
         dS *= tl.exp(middle)[:, None]
-    return dS
+    return dS, dend
 
 
 @triton.jit
@@ -236,6 +241,7 @@ def backward(
     starts,
     inverses,
     states,
+    after,
     dy,
     dafter,
     dr,
@@ -270,6 +276,7 @@ def backward(
     chunks = tl.cdiv(T, C)
     spans = tl.cdiv(chunks, SPAN)
     dS = load_state(dafter + head * K * V, channel, value, K, V)
+    dend = tl.sum(dS * load_state(after + head * K * V, channel, value, K, V), axis=1)
     for back_span in range(spans):
         span = spans - 1 - back_span
         first, end = span * SPAN, tl.minimum(span * SPAN + SPAN, chunks)
@@ -307,9 +314,10 @@ def backward(
             chunk = first + end - 1 - back
             if back > first:
                 S = load_state(scratch + (chunk - first) * K * V, channel, value, K, V)
-            dS = _back(
+            dS, dend = _back(
                 S,
                 dS,
+                dend,
                 r + keys,
                 log_w + keys,
                 k + keys,

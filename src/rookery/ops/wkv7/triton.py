@@ -187,13 +187,14 @@ def _backward(
     a: Tensor,
     b: Tensor,
     starts: Tensor | None,
+    after: Tensor,
     states: Tensor,
     inverses: Tensor,
     dy: Tensor,
     dafter: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     kernels = triton_kernels("rookery.ops.wkv7.backward_kernels")
-    gradients = _empty_gradients(r, log_w, k, v, a, b, starts, states, inverses, dy, dafter)
+    gradients = _empty_gradients(r, log_w, k, v, a, b, starts, after, states, inverses, dy, dafter)
     B, H, _, K, V = states.shape
     r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))
     sizes = _sizes(K, V, starts, r, k, v, a, b)
@@ -201,7 +202,7 @@ def _backward(
     dafter = states.new_zeros(B, H, K, V) if dafter is None else contiguous(dafter)
     scratch = states.new_empty(B, H, SPAN, K, V)
     kernels.backward[(B * H,)](
-        *(r, log_w, k, v, a, b, marks, inverses, states, dy, dafter),
+        *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dafter),
         *(*gradients, scratch, v.shape[1], H),
         **sizes,
     )
@@ -217,6 +218,7 @@ def _empty_gradients(
     a: Tensor,
     b: Tensor,
     starts: Tensor | None,
+    after: Tensor,
     states: Tensor,
     inverses: Tensor,
     dy: Tensor,
@@ -229,16 +231,15 @@ def _empty_gradients(
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, _state, starts, _keep = inputs
-    _, _, states, inverses = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, starts, states, inverses)
+    ctx.save_for_backward(*tensors, starts, *output[1:])
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    *tensors, starts, states, inverses = ctx.saved_tensors
+    *tensors, starts, after, states, inverses = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(tensors[3])
-    *gradients, dstate = _backward(*tensors, starts, states, inverses, dy, dafter)
+    *gradients, dstate = _backward(*tensors, starts, after, states, inverses, dy, dafter)
     return *gradients, dstate, None, None
 
 
