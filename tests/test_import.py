@@ -284,6 +284,7 @@ PUBLIC = {
         "StateError",
         "TokenizerError",
         "TrainingError",
+        "find",
         "require",
     ],
     "rookery.generate": [

@@ -101,7 +101,7 @@ def tune_quickly(*, rehearsal: bool) -> None:
 
     warm_up, repeat = (0, 1) if rehearsal else (3, 10)
     quick = functools.partial(do_bench, warmup=warm_up, rep=repeat)
-    Autotuner.do_bench = property(lambda self: quick)  # type: ignore[method-assign]
+    Autotuner.do_bench = property(lambda self: quick)
     pruned = Autotuner.prune_configs
 
     def prune_configs(self: Any, kwargs: dict[str, Any]) -> list[Any]:

@@ -14,13 +14,28 @@ namespace {
 
 constexpr int kSlabGroups = kSlab / kLanes;
 
-ROOKERY_INLINE void store_rows(const Floats (&totals)[kSlabGroups], int64_t rows, float* y) {
-  ROOKERY_UNROLL for (int g = 0; g < kSlabGroups; g++) {
+// Rows of 16 G outputs, of which the first `rows` are the matrix's.
+template <int G>
+ROOKERY_INLINE void load_rows(Floats (&totals)[G], int64_t rows, const float* y) {
+  if (rows >= 16 * G) {
+    ROOKERY_UNROLL for (int g = 0; g < G; g++) { totals[g] = load(y + 16 * g); }
+    return;
+  }
+  ROOKERY_UNROLL for (int g = 0; g < G; g++) {
     int64_t left = rows - 16 * g;
-    if (left >= 16)
-      store(y + 16 * g, totals[g]);
-    else if (left > 0)
-      store(y + 16 * g, totals[g], static_cast<int>(left));
+    totals[g] = left > 0 ? load(y + 16 * g, static_cast<int>(left < 16 ? left : 16)) : zero();
+  }
+}
+
+template <int G>
+ROOKERY_INLINE void store_rows(const Floats (&totals)[G], int64_t rows, float* y) {
+  if (rows >= 16 * G) {
+    ROOKERY_UNROLL for (int g = 0; g < G; g++) { store(y + 16 * g, totals[g]); }
+    return;
+  }
+  ROOKERY_UNROLL for (int g = 0; g < G; g++) {
+    int64_t left = rows - 16 * g;
+    if (left > 0) store(y + 16 * g, totals[g], static_cast<int>(left < 16 ? left : 16));
   }
 }
 
@@ -192,13 +207,13 @@ void multiply_skipping(const Matrix& matrix, const Operand& x, float* y, int64_t
 constexpr int kPresentGroups = kTokensPerTile >= 12 ? kSlabGroups : kSlabGroups / 2;
 
 // Adds the columns whose bits are set to 16 kPresentGroups rows, of which the first `rows` are the matrix's.
-template <bool kAll>
 ROOKERY_INLINE void add_present(const uint8_t* weights, int64_t column_bytes, uint32_t present, const float* values,
                                 bool adds, float* y, int64_t rows) {
   Floats totals[kPresentGroups];
-  ROOKERY_UNROLL for (int g = 0; g < kPresentGroups; g++) {
-    int count = static_cast<int>(rows < 16 * g ? 0 : rows < 16 * g + 16 ? rows - 16 * g : 16);
-    totals[g] = !adds ? zero() : kAll ? load(y + 16 * g) : load(y + 16 * g, count);
+  if (adds) {
+    load_rows(totals, rows, y);
+  } else {
+    ROOKERY_UNROLL for (int g = 0; g < kPresentGroups; g++) { totals[g] = zero(); }
   }
   for (; present != 0; present &= present - 1) {
     int column = __builtin_ctz(present);
@@ -206,13 +221,7 @@ ROOKERY_INLINE void add_present(const uint8_t* weights, int64_t column_bytes, ui
     Floats value = broadcast(values[column]);
     ROOKERY_UNROLL for (int g = 0; g < kPresentGroups; g++) { totals[g] = fma(load(w + 16 * g), value, totals[g]); }
   }
-  ROOKERY_UNROLL for (int g = 0; g < kPresentGroups; g++) {
-    int count = static_cast<int>(rows < 16 * g ? 0 : rows < 16 * g + 16 ? rows - 16 * g : 16);
-    if (kAll)
-      store(y + 16 * g, totals[g]);
-    else
-      store(y + 16 * g, totals[g], count);
-  }
+  store_rows(totals, rows, y);
 }
 
 void multiply_present(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end) {
@@ -228,18 +237,15 @@ void multiply_present(const Matrix& matrix, const Operand& x, float* y, int64_t 
         for (int64_t byte = token * bytes / x.tokens / 64 * 64; byte < (token + 1) * bytes / x.tokens; byte += 64)
           __builtin_prefetch(weights + bytes + byte, 0, 2);
         uint32_t present = nonzero(load(values)) | nonzero(load(values + 16)) << 16;
-        for (int64_t part = 0; part < kSlab && row + part < matrix.rows; part += kRows) {
-          int64_t left = matrix.rows - row - part;
-          (left >= kRows ? add_present<true> : add_present<false>)(weights + 4 * part, matrix.column_bytes(), present,
-                                                                   values, block > 0, y + token * y_stride + row + part,
-                                                                   left);
-        }
+        for (int64_t part = 0; part < kSlab && row + part < matrix.rows; part += kRows)
+          add_present(weights + 4 * part, matrix.column_bytes(), present, values, block > 0,
+                      y + token * y_stride + row + part, matrix.rows - row - part);
       }
     }
   }
 }
 
-// --- Layout columns, several tokens: panels of a slab, made in cache. ---
+// --- Layout columns of other types, several tokens: panels of a slab, made in cache. ---
 
 // 16 rows of four columns, from 16 bytes of each, to 64 bytes: row by row, four columns each.
 ROOKERY_INLINE void interleave_bytes(const uint8_t* columns, int64_t stride, uint8_t* out) {
@@ -299,15 +305,13 @@ ROOKERY_INLINE void join_nibbles(const uint8_t (&bytes)[2][64], bool upper, uint
 
 // How many columns of 16 rows fill 64 bytes of a panel.
 template <Type type>
-constexpr int64_t kColumnsOfLine = type == Type::fp32   ? 1
-                                   : type == Type::bf16 ? 2
-                                   : type == Type::q8   ? 4
-                                                        : 8;
+constexpr int64_t kColumnsOfLine = type == Type::bf16 ? 2
+                                   : type == Type::q8 ? 4
+                                                      : 8;
 
 // 64 bytes of a panel, from the columns at `columns` and the rows of group `g` of a slab.
 template <Type type>
 ROOKERY_INLINE void make_line(const uint8_t* columns, int64_t stride, int64_t g, uint8_t* to) {
-  if constexpr (type == Type::fp32) __builtin_memcpy(to, columns + 64 * g, 64);
   if constexpr (type == Type::bf16) interleave_pairs(columns + 32 * g, columns + stride + 32 * g, to);
   if constexpr (type == Type::q8) interleave_bytes(columns + 16 * g, stride, to);
   if constexpr (type == Type::q4) {
@@ -341,10 +345,8 @@ void make_panels(const Matrix& matrix, const uint8_t* slab, int64_t first, int64
 }
 
 template <Type type>
-void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
-                      void* scratch) {
-  if (x.tokens == 1) return multiply_skipping<type>(matrix, x, y, begin, end, scratch);
-  if constexpr (type == Type::fp32) return multiply_present(matrix, x, y, y_stride, begin, end);
+void multiply_by_panels(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                        void* scratch) {
   uint8_t* panels = static_cast<uint8_t*>(scratch);
   int64_t panel_bytes = matrix.weights_at(kBlocksMade);
   for (int64_t row = begin; row < end; row += kSlab) {
@@ -361,6 +363,17 @@ void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t 
       }
     }
   }
+}
+
+template <Type type>
+void multiply_columns(const Matrix& matrix, const Operand& x, float* y, int64_t y_stride, int64_t begin, int64_t end,
+                      void* scratch) {
+  if (x.tokens == 1)
+    multiply_skipping<type>(matrix, x, y, begin, end, scratch);
+  else if constexpr (type == Type::fp32)
+    multiply_present(matrix, x, y, y_stride, begin, end);
+  else
+    multiply_by_panels<type>(matrix, x, y, y_stride, begin, end, scratch);
 }
 
 }  // namespace

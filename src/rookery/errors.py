@@ -27,6 +27,7 @@ __all__ = [
     "StateError",
     "TokenizerError",
     "TrainingError",
+    "find",
     "require",
 ]
 
@@ -73,6 +74,14 @@ class TrainingError(RookeryError, ArithmeticError):
 
 class MissingExtraError(RookeryError, ImportError):
     """An optional dependency is not installed; the message says which extra brings it."""
+
+
+def find(module: str) -> ModuleType | None:
+    """Import a module of this package; None where what it needs is not installed or was not built."""
+    try:
+        return importlib.import_module(module)
+    except MissingExtraError:
+        return None
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

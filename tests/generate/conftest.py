@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import rookery
 from rookery import checkpoints
 from rookery.config import ModelConfig, sized
 from rookery.generate import LanguageModel
+from rookery.generate.sampling import SamplingParams
 from rookery.models import RWKV, init_weights, to_tensors
 from rookery.state import State, initial_state
 from rookery.tokenizers import ByteTokenizer
@@ -106,3 +108,18 @@ def scripted() -> Callable[[dict[str, Any]], LanguageModel]:
         return LanguageModel(ScriptedBackend(say), ByteTokenizer())
 
     return make
+
+
+@pytest.fixture(scope="session")
+def near() -> Callable[[SamplingParams, float], SamplingParams]:
+    """``near(params, slack)``: with cuts that much higher. Sums are taken in another order than by the
+    definition: where a cut falls within their rounding, either side of it is right.
+    """
+
+    def move(cut: float, slack: float) -> float:
+        return min(max(cut * (1 + slack), 0.0), 1.0) if cut < 1 else cut
+
+    def moved(params: SamplingParams, slack: float) -> SamplingParams:
+        return replace(params, top_p=move(params.top_p, slack), min_p=move(params.min_p, slack))
+
+    return moved

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rookery.errors import ConfigError, MissingExtraError, require
+from rookery.errors import ConfigError, find, require
 
 if TYPE_CHECKING:
     from rookery.evaluate.bench import Row
@@ -136,11 +136,8 @@ def run(args: Namespace) -> int:
 
 def _default_threads() -> int:
     """The native engine's, or all cores where it was not built."""
-    try:
-        from rookery.native._engine import default_threads
-    except MissingExtraError:
-        return os.cpu_count() or 1
-    return default_threads()
+    engine: Any = find("rookery.native._engine")
+    return (os.cpu_count() or 1) if engine is None else engine.default_threads()
 
 
 def _tell(row: Row) -> None:

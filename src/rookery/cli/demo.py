@@ -127,7 +127,7 @@ def _write(path: Path, seed: int) -> None:
         write_text(piece)
     seconds = time.perf_counter() - began
     print(
-        f"\n\n{_BYTES} bytes in {seconds:.1f} s. More: rookery generate {shlex.quote(shown(path))} 'import '"
+        f"\n\n{_BYTES} bytes in {seconds:.2f} s. More: rookery generate {shlex.quote(shown(path))} 'import '"
     )
     sys.stdout.flush()
 

@@ -42,21 +42,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rookery.errors import ConfigError, MissingExtraError, StateError
+from rookery.errors import ConfigError, MissingExtraError, StateError, find
 
 __all__ = ["Implementation", "Sampler", "SamplingParams", "sample_batch"]
 
 
-def _extension() -> Any:
-    """The engine, or None where it was not built: then the definition samples."""
-    try:
-        from rookery.native import _engine
-    except MissingExtraError:
-        return None
-    return _engine
-
-
-_engine: Any = _extension()
+# None where it was not built: then the definition samples.
+_engine: Any = find("rookery.native._engine")
 
 Implementation = Literal["native", "reference"]
 

@@ -6,10 +6,12 @@ logits, state = model.forward(tokens, state)
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from rookery.errors import MissingExtraError
 
 try:
-    import rookery.native._engine  # noqa: F401  (what the modules below need)
+    import_module("rookery.native._engine")  # what the modules below need
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "The native engine was not built, and this needs it: pip install . in the source's folder"

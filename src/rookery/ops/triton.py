@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rookery.ops.dispatch import Implementation
+from rookery.ops.tensors import bytes_of
 
 __all__ = [
     "DEVICES",
@@ -25,6 +26,7 @@ __all__ = [
     "READS",
     "block",
     "interpreting",
+    "marks_of",
     "precision",
     "triton_kernels",
     "triton_row",
@@ -70,6 +72,12 @@ def triton_kernels(module: str) -> Any:
     return import_module(module)
 
 
+def marks_of(starts: Tensor | None, other: Tensor) -> Tensor:
+    """Document boundaries as the kernels read them; without any, another tensor, since they read none."""
+    marks = bytes_of(starts)
+    return other if marks is None else marks
+
+
 def block(channels: int) -> int:
     """The power of two that holds so many channels; 16 is the least that tensor cores multiply."""
     return max(16, 1 << (channels - 1).bit_length())
@@ -85,7 +93,7 @@ def precision(*tensors: Tensor) -> str:
 
 
 def value_block(heads: int, value: int) -> int:
-    """Value channels of a program of a forward pass over `heads` rows of a head each.
+    """Value channels of a program that goes forward over `heads` heads of rows.
 
     The columns of a state do not depend on each other. Where heads are few, programs share those of a head,
     and each computes for itself what has no value channels. Two on each multiprocessor hide each other's

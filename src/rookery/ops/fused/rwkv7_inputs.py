@@ -28,7 +28,8 @@ from rookery.ops.fused.operators import (
     product_dtype,
     widest,
 )
-from rookery.ops.native import contiguous, kernels, numbers, rows_together
+from rookery.ops.native import kernels
+from rookery.ops.tensors import contiguous, numbers, rows_together
 
 __all__ = ["Inputs7", "Mix7", "rwkv7_inputs", "rwkv7_inputs_formula"]
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rookery.ops.fused.operators import Tiles, add_up, kernels_of, kernels_serve, product_dtype, widest
-from rookery.ops.native import contiguous, kernels, numbers, rows_together
+from rookery.ops.native import kernels
+from rookery.ops.tensors import contiguous, numbers, rows_together
 
 __all__ = ["rwkv7_output", "rwkv7_output_formula"]
 

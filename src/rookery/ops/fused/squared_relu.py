@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rookery.ops.fused.operators import kernels_of, kernels_serve
-from rookery.ops.native import contiguous, kernels
+from rookery.ops.native import kernels
+from rookery.ops.tensors import contiguous
 
 __all__ = ["squared_relu", "squared_relu_formula"]
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rookery.ops.fused.operators import add_up, kernels_of, kernels_serve, power_of_two, product_dtype
-from rookery.ops.native import bytes_of, contiguous, kernels, rows_together
+from rookery.ops.native import kernels
+from rookery.ops.tensors import bytes_of, contiguous, rows_together
+from rookery.ops.triton import marks_of
 
 __all__ = ["token_shift", "token_shift_formula"]
 
@@ -104,7 +106,7 @@ class _Launch:
             contiguous(x),
             # Any place to point at, where nothing is read.
             x if last is None else contiguous(last),
-            x if starts is None else bytes_of(starts),
+            marks_of(starts, x),
             tuple(contiguous(weight) for weight in weights),
         )
         self.sizes = (T, D, blocks)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rookery.ops.triton import DEVICES, block, triton_kernels
+from rookery.ops.triton import DEVICES, block, triton_kernels, value_block
 
 __all__ = ["step4", "step6", "step7"]
 
-# Columns of a state's matrix in one program. Each is by itself: cut narrowly, few heads fill a GPU as well.
-_FEW_HEADS, _NARROW, _WIDE = 512, 16, 64
+# Value channels of a program: of one warp, and at most.
+_OF_WARP, _WIDE = 16, 64
 # Channels of RWKV-4 in one program.
 _CHANNELS = 256
 
 
 def _columns(heads: int, value: int) -> int:
-    return _NARROW if heads < _FEW_HEADS else min(block(value), _WIDE)
+    return min(value_block(heads, value), _WIDE)
 
 
 @torch.library.custom_op("rookery::wkv4_step", mutates_args=("state",), device_types=DEVICES)
@@ -48,7 +48,7 @@ def step6(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, u: Tensor, state: Tens
         BK=block(K),
         BV=columns,
         SHARED=log_w.dim() == 2,
-        num_warps=columns // _NARROW,
+        num_warps=columns // _OF_WARP,
     )
     return y
 
@@ -67,7 +67,7 @@ def step7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, 
     r, log_w, k, v, a, b = (x.contiguous() for x in (r, log_w, k, v, a, b))
     columns = _columns(B * H, V)
     kernels.step7[(B * H, -(-V // columns))](
-        *(r, log_w, k, v, a, b, state, y, K, V), BK=block(K), BV=columns, num_warps=columns // _NARROW
+        *(r, log_w, k, v, a, b, state, y, K, V), BK=block(K), BV=columns, num_warps=columns // _OF_WARP
     )
     return y
 

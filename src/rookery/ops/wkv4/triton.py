@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rookery.ops.native import bytes_of, contiguous, wants_gradients
-from rookery.ops.triton import DEVICES, interpreting, triton_kernels
+from rookery.ops.tensors import contiguous, wants_gradients
+from rookery.ops.triton import DEVICES, interpreting, marks_of, triton_kernels
 
 __all__ = ["wkv4_triton"]
 
@@ -97,7 +97,7 @@ def _forward(
     outputs = _empty_outputs(log_w, u, k, v, state, starts, keep)
     walk = _Walk.over(v)
     log_w, u, k, v = (contiguous(x) for x in (log_w, u, k, v))
-    marks = v if starts is None else bytes_of(starts)
+    marks = marks_of(starts, v)
     n = walk.segments
     spans = state.new_zeros(walk.rows, n, 4, walk.channels)
     spans[:, 0, :3] = state
@@ -154,7 +154,7 @@ def _backward(
     _, _, dk, dv, dstate = _empty_gradients(log_w, u, k, v, starts, after, kept, ages, dy, dafter)
     walk = _Walk.over(v)
     log_w, u, k, v, dy = (contiguous(x) for x in (log_w, u, k, v, dy))
-    marks = v if starts is None else bytes_of(starts)
+    marks = marks_of(starts, v)
     n = walk.segments
     ends = after.new_zeros(walk.rows, n, 3, walk.channels)
     dp, winner = ages, ages

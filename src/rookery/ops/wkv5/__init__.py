@@ -21,13 +21,13 @@ from rookery.ops.triton import triton_row
 from rookery.ops.wkv5.chunked import wkv5_chunked
 from rookery.ops.wkv5.native import wkv5_native
 from rookery.ops.wkv5.reference import wkv5_reference
-from rookery.ops.wkv5.triton import wkv5_triton
+from rookery.ops.wkv6.triton import wkv6_triton
 
 __all__ = ["IMPLEMENTATIONS", "wkv5"]
 
 IMPLEMENTATIONS = (
     native_row(wkv5_native),
-    triton_row(wkv5_triton),
+    triton_row(wkv6_triton),  # RWKV-6's, which takes such a decay as it is
     Implementation(name="chunked", run=wkv5_chunked, traced=False, min_tokens=8),
     Implementation(name="reference", run=wkv5_reference),
     in_place_row("wkv5"),

@@ -1,6 +1,6 @@
 """RWKV-6's recurrence by Triton kernels (``kernels.py``), as ``torch.library`` operators.
 
-RWKV-5's and GLA's are the same operators: a decay without axes of batch and time, and no bonus.
+RWKV-5's and GLA's are the same operators: RWKV-5's decay is [H, K], GLA has no bonus.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.ops.native import bytes_of, contiguous, wants_gradients
-from rookery.ops.triton import DEVICES, block, precision, triton_kernels, value_block, warps
+from rookery.ops.tensors import contiguous, wants_gradients
+from rookery.ops.triton import DEVICES, block, marks_of, precision, triton_kernels, value_block, warps
 
 __all__ = ["wkv6_triton"]
 
@@ -79,7 +79,7 @@ def _forward(
     sizes["BV"] = value_block(B * H, V)
     kernels.forward[(B * H, -(-V // sizes["BV"]))](
         *(r, log_w, k, v, state if u is None else contiguous(u), state),
-        *(y if starts is None else bytes_of(starts), y, after, states, v.shape[1], H),
+        *(marks_of(starts, y), y, after, states, v.shape[1], H),
         KEEP=keep,
         PRECISION=precision(r, k, v),
         **sizes,
@@ -128,7 +128,7 @@ def _backward(
     scratch = states.new_empty(B, H, KEPT // BACKWARD, K, V)
     kernels.backward[(B * H,)](
         *(r, log_w, k, v, states if u is None else contiguous(u)),
-        *(dy if starts is None else bytes_of(starts), states, dy, dafter),
+        *(marks_of(starts, dy), states, dy, dafter),
         *(dr, of_decays, dk, dv, of_rows, dstate, scratch, v.shape[1], H),
         PRECISION=precision(r, k, v),
         **_sizes(states, log_w, u, starts, BACKWARD),

@@ -193,10 +193,15 @@ def forward(
     C: tl.constexpr,
     SPAN: tl.constexpr,
     KEEP: tl.constexpr,
+    OUTPUT: tl.constexpr,
     STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y, the state `after` the row and, where KEEP, the state before each span; grid (B H, blocks of V)."""
+    """The state `after` the row; where OUTPUT y, and where KEEP the state before each span.
+
+    Grid (B H, blocks of V). A program reads its part of `before` before it writes that of `after`, so they
+    may be one.
+    """
     head = tl.program_id(0).to(tl.int64)
     keys = (head // H * T * H + head % H) * K
     numbers = (head // H * T * H + head % H) * V
@@ -232,7 +237,7 @@ def forward(
             value,
             C,
             STARTS,
-            True,
+            OUTPUT,
             PRECISION,
         )
     store_state(after + head * K * V, S, channel, value, K, V)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.ops.native import bytes_of, chunks, contiguous, kernels, rows_together, wants_gradients
+from rookery.ops.native import chunks, kernels
+from rookery.ops.tensors import bytes_of, contiguous, rows_together, wants_gradients
 
 __all__ = ["wkv7_native"]
 

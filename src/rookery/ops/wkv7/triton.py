@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rookery.ops.native import bytes_of, contiguous, wants_gradients
+from rookery.ops.tensors import contiguous, wants_gradients
 from rookery.ops.triton import (
     DEVICES,
     ENOUGH_PROGRAMS,
     block,
+    marks_of,
     precision,
     triton_kernels,
     value_block,
@@ -23,7 +25,7 @@ __all__ = ["segment_tokens", "wkv7_triton"]
 CHUNK = 16
 # Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
 SPAN = 4
-# Tokens that the three passes over a segment, and finding the states between segments, are worth.
+# Tokens that are worth three passes over a segment, and finding the states between segments.
 SHORTEST_SEGMENT = 256
 
 
@@ -46,7 +48,7 @@ def wkv7_triton(
     whole = T - T % tokens
     inputs = [r, log_w, k, v, a, b]
     marks = None if starts is None else starts[:, :whole]
-    y, after = _in_segments([x[:, :whole] for x in inputs], state, marks, tokens)
+    y, after = _in_segments(*(x[:, :whole] for x in inputs), state, marks, tokens)
     if whole == T:
         return y, after
     r, log_w, k, v, a, b = (x[:, whole:] for x in inputs)
@@ -59,53 +61,6 @@ def segment_tokens(tokens: int, heads: int) -> int:
     """Tokens of the segments that a long row is cut into where its heads do not fill a GPU; T: it is not."""
     count = min(ENOUGH_PROGRAMS // heads, tokens // SHORTEST_SEGMENT)
     return tokens if count < 2 else -(-tokens // count // CHUNK) * CHUNK
-
-
-def _in_segments(
-    inputs: list[Tensor], state: Tensor, starts: Tensor | None, tokens: int
-) -> tuple[Tensor, Tensor]:
-    """The recurrence with all segments of a row at once, without gradients.
-
-    What a segment makes of the state S before it is A S + C. As rows of their own, segments give C from no
-    state, and A from the identity and no values; with these the states before all of them are found, and then
-    y. It is three times the work, in a fraction of the time: a chain of chunks is as long as a segment.
-    """
-    B, H, K, V = state.shape
-    T = inputs[0].shape[1]
-    count = T // tokens
-    r, log_w, k, v, a, b = (x.reshape(B * count, tokens, H, -1) for x in inputs)
-    marks = None if starts is None else starts.reshape(B * count, tokens)
-    nothing = state.new_zeros(B * count, H, K, V)
-    identity = torch.eye(K, dtype=state.dtype, device=state.device).expand(B * count, H, K, K)
-    _, learned, *_ = _forward(r, log_w, k, v, a, b, nothing, marks, False)
-    no_values = v.new_zeros(B * count, tokens, H, K)
-    _, passed, *_ = _forward(r, log_w, k, no_values, a, b, identity, marks, False)
-    befores, after = _compose(passed.unflatten(0, (B, count)), learned.unflatten(0, (B, count)), state)
-    y, *_ = _forward(r, log_w, k, v, a, b, befores.flatten(0, 1), marks, False)
-    return y.reshape(B, T, H, V), after
-
-
-@torch.library.custom_op("rookery::wkv7_triton_compose", mutates_args=(), device_types=DEVICES)
-def _compose(passed: Tensor, learned: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """The states before each segment, [B, n, H, K, V], and the one after the last."""
-    kernels = triton_kernels("rookery.ops.wkv7.kernels")
-    befores, after = _empty_states(passed, learned, before)
-    B, count, H, K, V = learned.shape
-    width = value_block(B * H, V)
-    kernels.compose[(B * H, -(-V // width))](
-        *(contiguous(passed), contiguous(learned), contiguous(before), befores, after, count, H),
-        K=K,
-        V=V,
-        BK=block(K),
-        BV=width,
-        num_warps=warps(K, V),
-    )
-    return befores, after
-
-
-@_compose.register_fake
-def _empty_states(passed: Tensor, learned: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    return learned.new_empty(learned.shape), before.new_empty(before.shape)
 
 
 def _sizes(key: int, value: int, starts: Tensor | None, *inputs: Tensor) -> dict[str, Any]:
@@ -123,6 +78,39 @@ def _sizes(key: int, value: int, starts: Tensor | None, *inputs: Tensor) -> dict
     }
 
 
+def _solve(inputs: Sequence[Tensor], marks: Tensor, sizes: dict[str, Any], into: Tensor) -> None:
+    """Write the inverses of all chunks, [B, H, n, CHUNK, CHUNK]."""
+    _, log_w, _, _, a, b = inputs
+    B, H, n = into.shape[:3]
+    own = {name: sizes[name] for name in ("K", "BK", "C", "STARTS", "PRECISION")}
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    kernels.solve[(n, B * H)](log_w, a, b, marks, into, log_w.shape[1], H, **own, num_warps=1)
+
+
+def _advance(
+    inputs: Sequence[Tensor],
+    before: Tensor,
+    marks: Tensor,
+    inverses: Tensor,
+    sizes: dict[str, Any],
+    *,
+    y: Tensor | None,
+    after: Tensor,
+    states: Tensor | None = None,
+) -> None:
+    """Write the state after all rows, and where there is memory for them y and the states before spans."""
+    B, H, K, V = before.shape
+    width = value_block(B * H, V)
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    kernels.forward[(B * H, -(-V // width))](
+        *(*inputs, before, marks, inverses, after if y is None else y, after),
+        *(after if states is None else states, inputs[0].shape[1], H),
+        KEEP=states is not None,
+        OUTPUT=y is not None,
+        **sizes | {"V": V, "BV": width, "num_warps": warps(K, V)},
+    )
+
+
 @torch.library.custom_op("rookery::wkv7_triton", mutates_args=(), device_types=DEVICES)
 def _forward(
     r: Tensor,
@@ -135,21 +123,17 @@ def _forward(
     starts: Tensor | None,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels = triton_kernels("rookery.ops.wkv7.kernels")
     outputs = _empty_outputs(r, log_w, k, v, a, b, state, starts, keep)
-    y, after, states, kept = outputs
+    y, after, states, inverses = outputs
     B, H, K, V = state.shape
-    T = v.shape[1]
-    n = -(-T // CHUNK)
-    r, log_w, k, v, a, b = (contiguous(x) for x in (r, log_w, k, v, a, b))
+    inputs = [contiguous(x) for x in (r, log_w, k, v, a, b)]
     sizes = _sizes(K, V, starts, r, k, v, a, b)
-    marks = y if starts is None else bytes_of(starts)
-    inverses = kept if keep else state.new_empty(B, H, n, CHUNK, CHUNK)
-    own = {name: sizes[name] for name in ("K", "BK", "C", "STARTS", "PRECISION")}
-    kernels.solve[(n, B * H)](log_w, a, b, marks, inverses, T, H, **own, num_warps=1)
-    sizes["BV"] = value_block(B * H, V)
-    kernels.forward[(B * H, -(-V // sizes["BV"]))](
-        r, log_w, k, v, a, b, contiguous(state), marks, inverses, y, after, states, T, H, KEEP=keep, **sizes
+    marks = marks_of(starts, y)
+    if not keep:
+        inverses = state.new_empty(B, H, -(-v.shape[1] // CHUNK), CHUNK, CHUNK)
+    _solve(inputs, marks, sizes, inverses)
+    _advance(
+        inputs, contiguous(state), marks, inverses, sizes, y=y, after=after, states=states if keep else None
     )
     return outputs
 
@@ -198,7 +182,7 @@ def _backward(
     B, H, _, K, V = states.shape
     r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))
     sizes = _sizes(K, V, starts, r, k, v, a, b)
-    marks = dy if starts is None else bytes_of(starts)
+    marks = marks_of(starts, dy)
     dafter = states.new_zeros(B, H, K, V) if dafter is None else contiguous(dafter)
     scratch = states.new_empty(B, H, SPAN, K, V)
     kernels.backward[(B * H,)](
@@ -244,3 +228,67 @@ def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None, *_: Any) -> t
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+@torch.library.custom_op("rookery::wkv7_triton_segments", mutates_args=(), device_types=DEVICES)
+def _in_segments(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+    tokens: int,
+) -> tuple[Tensor, Tensor]:
+    """y and the state after rows of T tokens, a multiple of `tokens`; all segments of a row at once.
+
+    What a segment makes of the state S before it is A S + C. As rows of their own, segments give C from no
+    state, and A from the identity and no values; with these the states before all of them are found, and then
+    y. It is some twice the work, in a fraction of the time: a chain of chunks is as long as a segment.
+    """
+    B, H, K, V = state.shape
+    T = v.shape[1]
+    count = T // tokens
+    inputs = [contiguous(x).view(B * count, tokens, H, -1) for x in (r, log_w, k, v, a, b)]
+    sizes = _sizes(K, V, starts, r, k, v, a, b)
+    y = torch.empty_like(inputs[3])
+    marks = marks_of(starts, y)
+    inverses = state.new_empty(B * count, H, tokens // CHUNK, CHUNK, CHUNK)
+    _solve(inputs, marks, sizes, inverses)
+
+    learned = state.new_zeros(B, count, H, K, V)
+    _advance(inputs, learned.flatten(0, 1), marks, inverses, sizes, y=None, after=learned)
+    passed = torch.eye(K, dtype=state.dtype, device=state.device).expand(B, count, H, K, K).contiguous()
+    no_values = [*inputs[:3], inputs[2].new_zeros(inputs[2].shape), *inputs[4:]]
+    _advance(no_values, passed.flatten(0, 1), marks, inverses, sizes, y=None, after=passed)
+
+    befores, after = torch.empty_like(learned), state.new_empty(state.shape)
+    width = value_block(B * H, V)
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    kernels.compose[(B * H, -(-V // width))](
+        *(passed, learned, contiguous(state), befores, after, count, H),
+        K=K,
+        V=V,
+        BK=block(K),
+        BV=width,
+        num_warps=warps(K, V),
+    )
+    _advance(inputs, befores.flatten(0, 1), marks, inverses, sizes, y=y, after=learned)
+    return y.view(B, T, H, V), after
+
+
+@_in_segments.register_fake
+def _empty_rows(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor,
+    starts: Tensor | None,
+    tokens: int,
+) -> tuple[Tensor, Tensor]:
+    return v.new_empty(v.shape), state.new_empty(state.shape)

@@ -7,7 +7,6 @@ Names: x, outputs, dx [B, T, D]; last, dlast [B, D]; weights [D], where VARYING 
 """
 
 # Triton takes no choice between tiles of two shapes as an expression, and no `and` of a constant and a value.
-# ruff: noqa: SIM102, SIM108
 # pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
