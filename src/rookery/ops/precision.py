@@ -6,11 +6,15 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["full_precision"]
+__all__ = ["autocasts", "full_precision"]
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for a type of device."""
+    # torch knows no autocast for meta, and in torch 2.11 asking whether it knows one breaks graphs.
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def full_precision(device: str) -> AbstractContextManager[object]:
     """Switch autocast off for a device type: it would round products inside the recurrence to bfloat16."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()
+    return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()

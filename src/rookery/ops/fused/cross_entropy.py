@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rookery.ops.precision import full_precision
+from rookery.ops.precision import autocasts, full_precision
 from rookery.ops.triton import INSTALLED, READS, triton_kernels
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_formula"]
@@ -57,7 +57,7 @@ def linear_cross_entropy(
     """
     device = x.device.type
     dtype = torch.promote_types(x.dtype, weight.dtype)
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if autocasts(device):
         dtype = torch.get_autocast_dtype(device) if dtype != torch.float64 else dtype
     if chunk is None:
         logits = CHUNK_LOGITS_OF_CPU if device == "cpu" else CHUNK_LOGITS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rookery.ops import native, triton
+from rookery.ops.precision import autocasts
 from rookery.ops.triton import block, triton_kernels
 
 __all__ = [
@@ -58,7 +59,7 @@ def narrows(device: str) -> bool:
 
 def product_dtype(device: str) -> torch.dtype | None:
     """What autocast, where it is on, would round the results to before matrix products; None on a CPU."""
-    if narrows(device) and torch.is_autocast_enabled(device):
+    if narrows(device) and autocasts(device):
         return torch.get_autocast_dtype(device)
     return None
 
