@@ -213,7 +213,28 @@ def test_segments_of_a_long_row_at_once(documents: bool, monkeypatch: pytest.Mon
     assert_close([x.double() for x in got], list(wanted))
 
 
+@pytest.mark.parametrize(("documents", "log_w"), [(False, None), (True, -6.0)])
+def test_stretches_of_a_row_backward_at_once(
+    documents: bool, log_w: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
+    T = 130
+    assert wkv7_module.stretch_spans(3, 2) == 1
+    tensors = inputs("wkv7", T=T, log_w=log_w)
+    if log_w is not None:
+        # In one chunk alone, so that either way goes on with what the other leaves; a document begins in it.
+        strong = torch.arange(T, device=DEVICE) // 8 == 8
+        tensors[1] = (tensors[1].detach() * strong[:, None, None]).requires_grad_()
+    boundaries = starts(T) if documents else None
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    wanted = results("wkv7", exact, boundaries, "reference")
+    assert_close(results("wkv7", tensors, boundaries, "triton"), wanted)
+
+
 def test_rows_are_cut_where_heads_are_few() -> None:
+    assert wkv7_module.stretch_spans(256, 32) == 32
+    for spans, heads in ((256, 512), (256, 200), (7, 32), (1, 1)):
+        assert wkv7_module.stretch_spans(spans, heads) == spans
     assert wkv7_module.segment_tokens(8192, 32) == 1024
     assert wkv7_module.segment_tokens(8200, 32) == 1040
     for tokens, heads in ((8192, 512), (8192, 200), (300, 32), (1, 32)):

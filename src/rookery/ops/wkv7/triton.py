@@ -25,6 +25,8 @@ __all__ = ["segment_tokens", "wkv7_triton"]
 CHUNK = 16
 # Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
 SPAN = 4
+# Spans, at least, of a stretch of a row that a program of the backward pass has.
+SHORTEST_STRETCH = 4
 # Tokens that are worth three passes over a segment, and finding the states between segments.
 SHORTEST_SEGMENT = 256
 
@@ -61,6 +63,12 @@ def segment_tokens(tokens: int, heads: int) -> int:
     """Tokens of the segments that a long row is cut into where its heads do not fill a GPU; T: it is not."""
     count = min(ENOUGH_PROGRAMS // heads, tokens // SHORTEST_SEGMENT)
     return tokens if count < 2 else -(-tokens // count // CHUNK) * CHUNK
+
+
+def stretch_spans(spans: int, heads: int) -> int:
+    """Spans of the stretches of a row that the backward pass goes through at once."""
+    count = max(1, min(ENOUGH_PROGRAMS // heads, spans // SHORTEST_STRETCH))
+    return -(-spans // count)
 
 
 def _sizes(key: int, value: int, starts: Tensor | None, *inputs: Tensor) -> dict[str, Any]:
@@ -179,15 +187,25 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     kernels = triton_kernels("rookery.ops.wkv7.backward_kernels")
     gradients = _empty_gradients(r, log_w, k, v, a, b, starts, after, states, inverses, dy, dafter)
-    B, H, _, K, V = states.shape
+    B, H, spans, K, V = states.shape
     r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))
     sizes = _sizes(K, V, starts, r, k, v, a, b)
     marks = marks_of(starts, dy)
-    dafter = states.new_zeros(B, H, K, V) if dafter is None else contiguous(dafter)
-    scratch = states.new_empty(B, H, SPAN, K, V)
-    kernels.backward[(B * H,)](
-        *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dafter),
-        *(*gradients, scratch, v.shape[1], H),
+    dends = states.new_zeros(B, H, 1, K, V) if dafter is None else contiguous(dafter).unsqueeze(2)
+    stretch = stretch_spans(spans, B * H)
+    stretches = -(-spans // stretch)
+    T = v.shape[1]
+    if stretches > 1:
+        dafter, dends = dends, states.new_empty(B, H, stretches, K, V)
+        width = value_block(B * H, V)
+        own = {name: size for name, size in sizes.items() if name != "SPAN"}
+        kernels.retreat[(B * H, -(-V // width))](
+            *(r, log_w, a, b, marks, inverses, dy, dafter, dends, T, H, stretch * SPAN), **own | {"BV": width}
+        )
+    scratch = states.new_empty(B, H, stretches, SPAN, K, V)
+    kernels.backward[(B * H, stretches)](
+        *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dends),
+        *(*gradients, scratch, T, H, stretch),
         **sizes,
     )
     return gradients
