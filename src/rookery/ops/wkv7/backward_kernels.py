@@ -26,7 +26,7 @@ from rookery.ops.tiles import (
     store_state,
     store_tile,
 )
-from rookery.ops.wkv7.kernels import advance, first_half, is_strong, step
+from rookery.ops.wkv7.kernels import advance, first_half, goes_by_tokens, step
 
 __all__ = ["backward", "retreat"]
 
@@ -149,9 +149,16 @@ def _back(
     dend [K] is the sum over V of dS times that state: by logarithm, the gradient of the chunk's last decay,
     and a part of that of each before it. The same of the state before is returned, for the chunk before.
     """
+    by_tokens = goes_by_tokens(inverse)
     lw = load_tile(log_w, start, T, stride, K, token, channel)
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    if is_strong(lw):
+    r_out = load_tile(r, start, T, stride, K, token, channel)
+    k_in = load_tile(k, start, T, stride, K, token, channel)
+    a_out = load_tile(a, start, T, stride, K, token, channel)
+    b_in = load_tile(b, start, T, stride, K, token, channel)
+    values = load_tile(v, start, T, value_stride, V, token, value)
+    dY = load_tile(dy, start, T, value_stride, V, token, value)
+    M = tl.load(inverse + token[:, None] * C + token[None, :])
+    if by_tokens:
         dS, dend = _back_by_tokens(
             S,
             dS,
@@ -183,15 +190,13 @@ def _back(
         begun = documents(starts, start, T, token, STARTS)
         last = tl.max(begun, axis=0)
         sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+        middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
         total = tl.cumsum(lw, axis=0) - middle[None, :]
         onward, to, undo = tl.exp(total), tl.exp(total - lw), tl.exp(-total)
-        r_out = load_tile(r, start, T, stride, K, token, channel) * onward
-        a_out = load_tile(a, start, T, stride, K, token, channel) * to
-        k_in = load_tile(k, start, T, stride, K, token, channel) * undo
-        b_in = load_tile(b, start, T, stride, K, token, channel) * undo
-        values = load_tile(v, start, T, value_stride, V, token, value)
-        dY = load_tile(dy, start, T, value_stride, V, token, value)
-        M = tl.load(inverse + token[:, None] * C + token[None, :])
+        r_out *= onward
+        a_out *= to
+        k_in *= undo
+        b_in *= undo
         S *= tl.exp(middle)[:, None]
 
         ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
@@ -270,9 +275,14 @@ def _retreat(
     PRECISION: tl.constexpr,
 ):
     """The gradient of the state before a chunk; dS is that of the state after it."""
+    by_tokens = goes_by_tokens(inverse)
     lw = load_tile(log_w, start, T, stride, K, token, channel)
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    if is_strong(lw):
+    r_out = load_tile(r, start, T, stride, K, token, channel)
+    a_out = load_tile(a, start, T, stride, K, token, channel)
+    b_in = load_tile(b, start, T, stride, K, token, channel)
+    dY = load_tile(dy, start, T, value_stride, V, token, value)
+    M = tl.load(inverse + token[:, None] * C + token[None, :])
+    if by_tokens:
         end = tl.minimum(start + C, T)
         for back in range(start, end):
             i = start + end - 1 - back
@@ -288,12 +298,11 @@ def _retreat(
         begun = documents(starts, start, T, token, STARTS)
         last = tl.max(begun, axis=0)
         sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+        middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
         total = tl.cumsum(lw, axis=0) - middle[None, :]
-        r_out = load_tile(r, start, T, stride, K, token, channel) * tl.exp(total)
-        a_out = load_tile(a, start, T, stride, K, token, channel) * tl.exp(total - lw)
-        b_in = load_tile(b, start, T, stride, K, token, channel) * tl.exp(-total)
-        dY = load_tile(dy, start, T, value_stride, V, token, value)
-        M = tl.load(inverse + token[:, None] * C + token[None, :])
+        r_out *= tl.exp(total)
+        a_out *= tl.exp(total - lw)
+        b_in *= tl.exp(-total)
         dS *= tl.exp(whole - middle)[:, None]
         dZ = _reads(dS, dY, r_out, b_in, tl.where(reaches, b_in, 0.0), M, begun, token, PRECISION)
         dS = _state_before(dS, dY, dZ, r_out, a_out, sees, last, PRECISION)

@@ -4,10 +4,12 @@ A program holds the state of one head of one row in registers and goes through t
 state is read from memory once and written once, the inputs are read once. What does not depend on the state,
 the inverse M = (I - tril(a~ b~^T, -1))^-1 of each chunk, `solve` computes before, for all chunks at once. M
 is found row by row: it is an alternating sum of powers of the matrix, which can be a million times larger.
+Since each chunk waits for the one before, what it reads is asked for before anything is decided.
 
 For the backward pass (``backward_kernels.py``) the forward pass keeps M and, every `SPAN` chunks, the state.
 
-Where decays are stronger than any that the model can produce, a chunk is computed token by token.
+Where decays are stronger than any that the model can produce, a chunk is computed token by token: `solve`
+says so by an M of zeros, whose first number is 1 otherwise.
 
 Names: r, log_w, k, a, b are [B, T, H, K], v and y [B, T, H, V], states [B, H, .., K, V], all contiguous.
 """
@@ -30,7 +32,7 @@ from rookery.ops.tiles import (
     store_tile,
 )
 
-__all__ = ["advance", "compose", "first_half", "forward", "is_strong", "solve", "step"]
+__all__ = ["advance", "compose", "first_half", "forward", "goes_by_tokens", "solve", "step"]
 
 # The model's log_w is above -0.6065. Far below that products of decays leave float32, and rounding swamps
 # the gradient of log_w, which is of the order of the decay itself.
@@ -44,9 +46,9 @@ def first_half(log_w, token, C: tl.constexpr):
 
 
 @triton.jit
-def is_strong(log_w):
-    """Whether a chunk has to go token by token."""
-    return tl.min(tl.min(log_w, axis=1), axis=0) < STRONGEST
+def goes_by_tokens(inverse):
+    """Whether a chunk, whose M is at `inverse`, has to go token by token."""
+    return tl.load(inverse) == 0.0
 
 
 @triton.jit
@@ -64,7 +66,7 @@ def solve(
     STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """M [B, H, n, C, C] of all n chunks; grid (n, B H)."""
+    """M [B, H, n, C, C] of all n chunks, 0 of those that have to go token by token; grid (n, B H)."""
     chunk, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     first = (head // H * T * H + head % H) * K
     stride = H * K
@@ -72,8 +74,9 @@ def solve(
     start = chunk * C
     begun = documents(starts + head // H * T, start, T, token, STARTS)
     lw = load_tile(log_w + first, start, T, stride, K, token, channel)
-    # A chunk that goes token by token has no use for M; its decays would overflow.
-    lw = tl.where(is_strong(lw), 0.0, lw)
+    strong = tl.min(tl.min(lw, axis=1), axis=0) < STRONGEST
+    # Its decays would overflow.
+    lw = tl.where(strong, 0.0, lw)
     total = tl.cumsum(lw, axis=0) - first_half(lw, token, C)[None, :]
     reader = load_tile(a + first, start, T, stride, K, token, channel) * tl.exp(total - lw)
     writer = load_tile(b + first, start, T, stride, K, token, channel) * tl.exp(-total)
@@ -84,6 +87,7 @@ def solve(
         weights = tl.sum(tl.where(token[:, None] == i, scores, 0.0), axis=0)
         found = tl.sum(weights[:, None] * inverse, axis=0)
         inverse += tl.where(token[:, None] == i, found[None, :], 0.0)
+    inverse = tl.where(strong, 0.0, inverse)
     at = inverses + (head * tl.num_programs(0) + chunk) * C * C
     tl.store(at + token[:, None] * C + token[None, :], inverse)
 
@@ -132,9 +136,17 @@ def advance(
     PRECISION: tl.constexpr,
 ):
     """The state after a chunk; where OUTPUT, its y is written."""
+    by_tokens = goes_by_tokens(inverse)
     lw = load_tile(log_w, start, T, stride, K, token, channel)
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    if is_strong(lw):
+    k_in = load_tile(k, start, T, stride, K, token, channel)
+    b_in = load_tile(b, start, T, stride, K, token, channel)
+    a_out = load_tile(a, start, T, stride, K, token, channel)
+    values = load_tile(v, start, T, value_stride, V, token, value)
+    M = tl.load(inverse + token[:, None] * C + token[None, :])
+    r_out = a_out
+    if OUTPUT:
+        r_out = load_tile(r, start, T, stride, K, token, channel)
+    if by_tokens:
         for i in range(start, tl.minimum(start + C, T)):
             S, found = step(
                 S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS
@@ -145,19 +157,18 @@ def advance(
         begun = documents(starts, start, T, token, STARTS)
         last = tl.max(begun, axis=0)
         sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+        middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
         total = tl.cumsum(lw, axis=0) - middle[None, :]
         undo = tl.exp(-total)
-        k_in = load_tile(k, start, T, stride, K, token, channel) * undo
-        b_in = load_tile(b, start, T, stride, K, token, channel) * undo
-        a_out = load_tile(a, start, T, stride, K, token, channel) * tl.exp(total - lw)
-        values = load_tile(v, start, T, value_stride, V, token, value)
-        M = tl.load(inverse + token[:, None] * C + token[None, :])
+        k_in *= undo
+        b_in *= undo
+        a_out *= tl.exp(total - lw)
         S *= tl.exp(middle)[:, None]
         ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
         Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
         U = product(M, Z, PRECISION)
         if OUTPUT:
-            r_out = load_tile(r, start, T, stride, K, token, channel) * tl.exp(total)
+            r_out *= tl.exp(total)
             rk = below(product(r_out, tl.trans(k_in), PRECISION), begun, token, True)
             rb = below(product(r_out, tl.trans(b_in), PRECISION), begun, token, True)
             Y = product(rk, values, PRECISION) + product(rb, U, PRECISION)
