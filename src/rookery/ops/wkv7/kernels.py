@@ -4,12 +4,12 @@ A program holds the state of one head of one row in registers and goes through t
 state is read from memory once and written once, the inputs are read once. What does not depend on the state,
 the inverse M = (I - tril(a~ b~^T, -1))^-1 of each chunk, `solve` computes before, for all chunks at once. M
 is found row by row: it is an alternating sum of powers of the matrix, which can be a million times larger.
-Since each chunk waits for the one before, what it reads is asked for before anything is decided.
 
 For the backward pass (``backward_kernels.py``) the forward pass keeps M and, every `SPAN` chunks, the state.
 
-Where decays are stronger than any that the model can produce, a chunk is computed token by token: `solve`
-says so by an M of zeros, whose first number is 1 otherwise.
+Where decays are stronger than any that the model can produce, a chunk has to go token by token: `solve` says
+so by an M of zeros, whose first number is 1 otherwise. All chunks of its span then do, so that the loop over
+other spans' chunks decides nothing, and Triton lets it read ahead.
 
 Names: r, log_w, k, a, b are [B, T, H, K], v and y [B, T, H, V], states [B, H, .., K, V], all contiguous.
 """
@@ -32,7 +32,16 @@ from rookery.ops.tiles import (
     store_tile,
 )
 
-__all__ = ["advance", "compose", "first_half", "forward", "goes_by_tokens", "solve", "step"]
+__all__ = [
+    "advance",
+    "advance_by_tokens",
+    "compose",
+    "first_half",
+    "forward",
+    "goes_by_tokens",
+    "solve",
+    "step",
+]
 
 # The model's log_w is above -0.6065. Far below that products of decays leave float32, and rounding swamps
 # the gradient of log_w, which is of the order of the decay itself.
@@ -46,9 +55,13 @@ def first_half(log_w, token, C: tl.constexpr):
 
 
 @triton.jit
-def goes_by_tokens(inverse):
-    """Whether a chunk, whose M is at `inverse`, has to go token by token."""
-    return tl.load(inverse) == 0.0
+def goes_by_tokens(inverses, chunk, end, C: tl.constexpr, SPAN: tl.constexpr):
+    """Whether one of the chunks up to `end`, at most SPAN, has to go token by token."""
+    strong = False
+    for i in tl.static_range(SPAN):
+        if chunk + i < end:
+            strong |= tl.load(inverses + (chunk + i) * C * C) == 0.0
+    return strong
 
 
 @triton.jit
@@ -110,74 +123,56 @@ def step(
 
 
 @triton.jit
+def advance_by_tokens(
+    S, r, log_w, k, v, a, b, starts, y, start, end, stride, K, V, value_stride, channel, value,
+    STARTS: tl.constexpr, OUTPUT: tl.constexpr,
+):  # fmt: skip
+    """The state after tokens start to end - 1; where OUTPUT, their y is written."""
+    for i in range(start, end):
+        S, found = step(
+            S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS
+        )
+        if OUTPUT:
+            store_row(y, found.to(y.dtype.element_ty), i, value_stride, V, value)
+    return S
+
+
+@triton.jit
 def advance(
-    S,
-    r,
-    log_w,
-    k,
-    v,
-    a,
-    b,
-    starts,
-    inverse,
-    y,
-    start,
-    T,
-    stride,
-    K,
-    V,
-    value_stride,
-    token,
-    channel,
-    value,
-    C: tl.constexpr,
-    STARTS: tl.constexpr,
-    OUTPUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    S, r, log_w, k, v, a, b, starts, inverse, y, start, T, stride, K, V, value_stride, token, channel, value,
+    C: tl.constexpr, STARTS: tl.constexpr, OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """The state after a chunk; where OUTPUT, its y is written."""
-    by_tokens = goes_by_tokens(inverse)
     lw = load_tile(log_w, start, T, stride, K, token, channel)
     k_in = load_tile(k, start, T, stride, K, token, channel)
     b_in = load_tile(b, start, T, stride, K, token, channel)
     a_out = load_tile(a, start, T, stride, K, token, channel)
     values = load_tile(v, start, T, value_stride, V, token, value)
     M = tl.load(inverse + token[:, None] * C + token[None, :])
-    r_out = a_out
+    begun = documents(starts, start, T, token, STARTS)
+    last = tl.max(begun, axis=0)
+    sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
+    total = tl.cumsum(lw, axis=0) - middle[None, :]
+    undo = tl.exp(-total)
+    k_in *= undo
+    b_in *= undo
+    a_out *= tl.exp(total - lw)
+    S *= tl.exp(middle)[:, None]
+    ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
+    Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
+    U = product(M, Z, PRECISION)
     if OUTPUT:
-        r_out = load_tile(r, start, T, stride, K, token, channel)
-    if by_tokens:
-        for i in range(start, tl.minimum(start + C, T)):
-            S, found = step(
-                S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS
-            )
-            if OUTPUT:
-                store_row(y, found.to(y.dtype.element_ty), i, value_stride, V, value)
-    else:
-        begun = documents(starts, start, T, token, STARTS)
-        last = tl.max(begun, axis=0)
-        sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
-        middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-        total = tl.cumsum(lw, axis=0) - middle[None, :]
-        undo = tl.exp(-total)
-        k_in *= undo
-        b_in *= undo
-        a_out *= tl.exp(total - lw)
-        S *= tl.exp(middle)[:, None]
-        ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
-        Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
-        U = product(M, Z, PRECISION)
-        if OUTPUT:
-            r_out *= tl.exp(total)
-            rk = below(product(r_out, tl.trans(k_in), PRECISION), begun, token, True)
-            rb = below(product(r_out, tl.trans(b_in), PRECISION), begun, token, True)
-            Y = product(rk, values, PRECISION) + product(rb, U, PRECISION)
-            Y += product(tl.where(sees, r_out, 0.0), S, PRECISION)
-            store_tile(y, Y.to(y.dtype.element_ty), start, T, value_stride, V, token, value)
-        S = tl.where(last == 0, S, 0.0)
-        S += product(tl.trans(tl.where(reaches, k_in, 0.0)), values, PRECISION)
-        S += product(tl.trans(tl.where(reaches, b_in, 0.0)), U, PRECISION)
-        S *= tl.exp(whole - middle)[:, None]
+        r_out = load_tile(r, start, T, stride, K, token, channel) * tl.exp(total)
+        rk = below(product(r_out, tl.trans(k_in), PRECISION), begun, token, True)
+        rb = below(product(r_out, tl.trans(b_in), PRECISION), begun, token, True)
+        Y = product(rk, values, PRECISION) + product(rb, U, PRECISION)
+        Y += product(tl.where(sees, r_out, 0.0), S, PRECISION)
+        store_tile(y, Y.to(y.dtype.element_ty), start, T, value_stride, V, token, value)
+    S = tl.where(last == 0, S, 0.0)
+    S += product(tl.trans(tl.where(reaches, k_in, 0.0)), values, PRECISION)
+    S += product(tl.trans(tl.where(reaches, b_in, 0.0)), U, PRECISION)
+    S *= tl.exp(whole - middle)[:, None]
     return S
 
 
@@ -214,43 +209,31 @@ def forward(
     may be one.
     """
     head = tl.program_id(0).to(tl.int64)
-    keys = (head // H * T * H + head % H) * K
-    numbers = (head // H * T * H + head % H) * V
+    at = head // H * T * H + head % H
+    r, log_w, k, a, b = r + at * K, log_w + at * K, k + at * K, a + at * K, b + at * K
+    v, y = v + at * V, y + at * V
     starts += head // H * T
     token, channel = tl.arange(0, C), tl.arange(0, BK)
     value = tl.program_id(1) * BV + tl.arange(0, BV)
     chunks = tl.cdiv(T, C)
+    inverses += head * chunks * C * C
     spans = tl.cdiv(chunks, SPAN)
     S = load_state(before + head * K * V, channel, value, K, V)
-    for chunk in range(chunks):
+    for span in range(spans):
+        first, end = span * SPAN, tl.minimum(span * SPAN + SPAN, chunks)
         if KEEP:
-            if chunk % SPAN == 0:
-                store_state(states + (head * spans + chunk // SPAN) * K * V, S, channel, value, K, V)
-        S = advance(
-            S,
-            r + keys,
-            log_w + keys,
-            k + keys,
-            v + numbers,
-            a + keys,
-            b + keys,
-            starts,
-            inverses + (head * chunks + chunk) * C * C,
-            y + numbers,
-            chunk * C,
-            T,
-            H * K,
-            K,
-            V,
-            H * V,
-            token,
-            channel,
-            value,
-            C,
-            STARTS,
-            OUTPUT,
-            PRECISION,
-        )
+            store_state(states + (head * spans + span) * K * V, S, channel, value, K, V)
+        if goes_by_tokens(inverses, first, end, C, SPAN):
+            S = advance_by_tokens(
+                S, r, log_w, k, v, a, b, starts, y, first * C, tl.minimum(end * C, T), H * K, K, V, H * V,
+                channel, value, STARTS, OUTPUT,
+            )  # fmt: skip
+        else:
+            for chunk in range(first, end):
+                S = advance(
+                    S, r, log_w, k, v, a, b, starts, inverses + chunk * C * C, y, chunk * C, T,
+                    H * K, K, V, H * V, token, channel, value, C, STARTS, OUTPUT, PRECISION,
+                )  # fmt: skip
     store_state(after + head * K * V, S, channel, value, K, V)
 
 

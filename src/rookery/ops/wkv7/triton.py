@@ -198,9 +198,8 @@ def _backward(
     if stretches > 1:
         dafter, dends = dends, states.new_empty(B, H, stretches, K, V)
         width = value_block(B * H, V)
-        own = {name: size for name, size in sizes.items() if name != "SPAN"}
         kernels.retreat[(B * H, -(-V // width))](
-            *(r, log_w, a, b, marks, inverses, dy, dafter, dends, T, H, stretch * SPAN), **own | {"BV": width}
+            *(r, log_w, a, b, marks, inverses, dy, dafter, dends, T, H, stretch), **sizes | {"BV": width}
         )
     scratch = states.new_empty(B, H, stretches, SPAN, K, V)
     kernels.backward[(B * H, stretches)](
