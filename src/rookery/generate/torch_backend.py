@@ -75,7 +75,7 @@ class TorchBackend:
         prefill_chunk: tokens of each stream that go through the model at once; the memory that a call takes
             grows with them: activations, and logits [B, chunk, N] where all are asked for.
         graphs: record the step of one token of one stream as a CUDA graph when it is first needed; from then
-            on, the weights must stay where they are.
+            on, the weights must stay as they are.
 
     Raises:
         ConfigError: ``prefill_chunk`` is below 1.
@@ -146,12 +146,12 @@ class TorchBackend:
     @cached_property
     def _recorded(self) -> tuple[Tensor, State[Tensor], Tensor, Callable[[], None]]:
         """The memory of a token, a state and logits, and what reads the token."""
-        from rookery.generate.batch.steps import record_step
+        from rookery.generate.batch.steps import StepRecorder
 
         ids = torch.zeros(1, dtype=torch.int64, device=self.device)
         logits = torch.zeros(1, self.config.vocab_size, dtype=self.dtype, device=self.device)
         memory = self.initial_state()
-        return ids, memory, logits, record_step(self.model, ids, memory, logits)
+        return ids, memory, logits, StepRecorder(self.model).record(ids, memory, logits)
 
     def _ids(self, tokens: np.ndarray) -> Tensor:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)

@@ -24,7 +24,7 @@ from rookery.errors import ConfigError
 from rookery.generate.batch.recorded import new_pool, record
 from rookery.generate.batch.sampling import Needs
 from rookery.generate.batch.slots import SamplingSlots
-from rookery.generate.batch.steps import record_step
+from rookery.generate.batch.steps import StepRecorder
 from rookery.generate.sampling import Sampler, SamplingParams
 from rookery.generate.torch_backend import TorchBackend
 from rookery.state import State, check_state
@@ -53,18 +53,23 @@ def batch_sizes(most: int) -> list[int]:
 class BatchDecoder:
     """Decodes streams together.
 
-    Tokens, states, parameters and random numbers are those that each stream would have alone, but for the
-    rounding of matrix products, which may differ between batch sizes.
+    Tokens, states, parameters and random numbers are those that each stream would have alone, but for
+    rounding: of matrix products, which may differ between batch sizes, and of what lies between them, which
+    is in float32 for up to four streams of a dense RWKV-7 on a GPU (``rookery.generate.batch.few``).
 
     Args:
-        backend: whose model runs. While it lives, its weights must stay where they are.
+        backend: whose model runs. While the decoder lives, its weights must stay as they are.
         max_streams: S, the most streams at a time.
         sizes: ascending batch sizes to record, the last of which is ``max_streams``; by default
             ``batch_sizes(max_streams)``.
-        implementation: of the recurrence (see ``rookery.ops``); by default in place where Triton runs.
+        implementation: of the recurrence (see ``rookery.ops``), or ``"few streams"``; see ``StepRecorder``.
+
+    Attributes:
+        implementations: by batch size what a step is computed by; None stands for the recurrence's default.
 
     Raises:
-        ConfigError: the sizes are not ascending, or do not end with ``max_streams``.
+        ConfigError: the sizes are not ascending, or do not end with ``max_streams``; or few streams are
+            forced of a model that those kernels do not read.
     """
 
     def __init__(
@@ -93,8 +98,10 @@ class BatchDecoder:
         self._params: dict[int, SamplingParams] = {}
         self._joined = 0
         self._pool = new_pool(device)
+        recorder = StepRecorder(backend.model, implementation=implementation, pool=self._pool)
+        self.implementations = {size: recorder.implementation(size) for size in self.sizes}
         # The largest first: smaller ones then find room in its memory.
-        self._models = {size: self._record_model(size, implementation) for size in reversed(self.sizes)}
+        self._models = {size: self._record_model(size, recorder) for size in reversed(self.sizes)}
         self._samplers: dict[tuple[int, Needs], Callable[[], None]] = {}
 
     @property
@@ -206,12 +213,10 @@ class BatchDecoder:
                 self._slots[stream] = target
         return size
 
-    def _record_model(self, size: int, implementation: str | None) -> Callable[[], None]:
+    def _record_model(self, size: int, recorder: StepRecorder) -> Callable[[], None]:
         """From unread tokens and states to logits and states, over the first ``size`` slots."""
         state = State(*(memory[:, :size] for memory in self._state))
-        tokens, logits = self._tokens[:size], self._logits[:size]
-        model = self.backend.model
-        return record_step(model, tokens, state, logits, implementation=implementation, pool=self._pool)
+        return recorder.record(self._tokens[:size], state, self._logits[:size])
 
     def _sampler(self, size: int, needs: Needs) -> Callable[[], None]:
         """From logits to tokens; recorded when it is first needed."""
