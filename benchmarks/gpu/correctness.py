@@ -1,18 +1,28 @@
-"""How far a recurrence is from the sequential loop in float64: y, the state after, and every gradient."""
+"""How far a recurrence is from the sequential loop in float64: y, the state after, and every gradient.
+
+And how far a step of decoding is from the model in float64.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu import models
 from benchmarks.gpu.recurrences import call, implementation_of, inputs_of, leaves, state_of
 from benchmarks.gpu.setting import Fact, Setting
 from benchmarks.gpu.timing import apart, generator, uninitialized_is_nan
 from benchmarks.report import Figure
+from rookery.generate.batch.steps import StepRecorder
+from rookery.state import State
 
-__all__ = ["measure"]
+__all__ = ["measure", "measure_step"]
+
+# Tokens of each stream: the last one reads what the step wrote of all others.
+_STEPS = 3
 
 
 def measure(setting: Setting, *, recurrence: str, dtype: str, head_size: int) -> Iterator[Figure | Fact]:
@@ -38,6 +48,40 @@ def measure(setting: Setting, *, recurrence: str, dtype: str, head_size: int) ->
     yield Figure(f"{recurrence} final state error, {where}", apart(*pairs), "of the norm")
     worst = max(apart(found, exactly) for found, exactly in zip(ours[2], wanted[2], strict=True))
     yield Figure(f"{recurrence} worst gradient error, {where}", worst, "of the norm")
+
+
+def measure_step(setting: Setting, *, size: str, dtype: str, streams: int) -> Iterator[Figure | Fact]:
+    """Errors relative to the norm, of the logits of a step after others and of the state after it.
+
+    Both sides have the same weights, rounded to the dtype, and begin with a random state. The step is
+    recorded as for decoding.
+    """
+    config, random = setting.shapes.models[size], generator(setting)
+    model = models.rwkv(config, setting.device, random).to(getattr(torch, dtype)).requires_grad_(False)
+    tokens = torch.randint(config.vocab_size, (streams, _STEPS), generator=random, device=setting.device)
+    before = State(
+        *(
+            0.5 * torch.randn(part.shape, generator=random, device=setting.device).to(part)
+            for part in model.initial_state(streams)
+        )
+    )
+    memory, ids = State(*(part.clone() for part in before)), tokens[:, 0].clone()
+    logits = torch.empty(streams, config.vocab_size, dtype=model.emb.weight.dtype, device=setting.device)
+    recorder = StepRecorder(model)
+    name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}, {_short(dtype)}"
+    yield Fact(name=f"{name}: step", value=recorder.implementation(streams) or "operators")
+    read = recorder.record(ids, memory, logits)
+    # Recording has read tokens already.
+    for here, part in zip(memory, before, strict=True):
+        here.copy_(part)
+    for each in tokens.T:
+        ids.copy_(each)
+        read()
+    exact = deepcopy(model).double()
+    with torch.no_grad():
+        wanted, after = exact(tokens, State(*(part.double() for part in before)), last_only=True)
+    yield Figure(f"{name}: logits error", apart(logits, wanted[:, 0]), "of the norm")
+    yield Figure(f"{name}: final state error", apart(memory.wkv, after.wkv), "of the norm")
 
 
 def _run(

@@ -34,6 +34,7 @@ def measure(setting: Setting, *, size: str, streams: int) -> Iterator[Figure | F
         turn()
     each = statistics.median(seconds(setting.device, turn) for _ in range(setting.shapes.rounds)) / steps
     name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}"
+    yield Fact(name=f"{name}: step", value=decoder.implementations[streams] or "operators")
     yield Figure(f"{name}: total" if streams > 1 else name, streams / each, "tok/s")
     count = decode_bytes(config, streams)
     yield Figure(f"{name}: bytes read a step", count / 1e6, "MB")

@@ -30,6 +30,8 @@ _RATIOS = {"wkv7": 2.0, "wkv6": 1.3, "wkv5": 1.3, "wkv4": 1.3}
 # Seconds of timing: fla's kernels have some hundred configurations, but for RWKV-4; RWKV-5 has RWKV-6's.
 _TUNING = {"wkv7": 40, "wkv6": 30, "wkv5": 20, "wkv4": 10}
 _ERRORS = {"bfloat16": ("bf16", 6e-3), "float32": ("fp32", 1e-5)}
+# Of the logits of a step of decoding: many layers, each of which rounds.
+_STEP_ERRORS = {"bfloat16": ("bf16", 2e-2), "float32": ("fp32", 1e-4)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,19 @@ def _checks(shapes: Shapes) -> list[Part]:
                         promised=(_promise(name, "of the norm", bound, at_most=True),),
                     )
                 )
+    size = next(iter(shapes.models))
+    for streams in (1, 4):
+        for dtype, (short, bound) in _STEP_ERRORS.items():
+            name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}, {short}"
+            parts.append(
+                Part(
+                    name=f"{name} against float64",
+                    group="correctness",
+                    run="correctness:measure_step",
+                    options={"size": size, "dtype": dtype, "streams": streams},
+                    promised=(_promise(f"{name}: logits error", "of the norm", bound, at_most=True),),
+                )
+            )
     return parts
 
 
@@ -166,7 +181,8 @@ def _decoding(size: str, shapes: Shapes) -> Iterable[tuple[Part, float]]:
     one, many = f"decode {size}, 1 stream", f"decode {size}, {shapes.streams} streams"
     options = {"size": size, "streams": 1}
     promised = _promise(f"{one}: of the limit by bytes read", "ratio", 0.70)
-    yield Part(name=one, group="decode", run="decode:measure", options=options, promised=(promised,)), 20
+    # A third of it for compiling.
+    yield Part(name=one, group="decode", run="decode:measure", options=options, promised=(promised,)), 30
     options = {"size": size, "streams": shapes.streams}
     promised = _promise(f"{many}: total", "tok/s", 30_000)
     yield Part(name=many, group="decode", run="decode:measure", options=options, promised=(promised,)), 20

@@ -119,6 +119,9 @@ def test_the_plan_has_the_bounds():
         for size in sizes:
             wanted[f"{name} forward error, bf16, head size {size}"] = (6e-3, True)
             wanted[f"{name} forward error, fp32, head size {size}"] = (1e-5, True)
+    for streams in ("1 stream", "4 streams"):
+        wanted[f"decode 0.4B, {streams}, bf16: logits error"] = (2e-2, True)
+        wanted[f"decode 0.4B, {streams}, fp32: logits error"] = (1e-4, True)
     for size in ("0.4B", "1.5B"):
         wanted[f"training {size}, T 4096: MFU by 6 N, of the data sheet's rate"] = (0.45, False)
         wanted[f"training {size}, T 4096: RWKV-7 / GPT"] = (0.9, False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from rookery.config import sized
 from rookery.errors import ConfigError
 from rookery.generate import SamplingParams
-from rookery.generate.batch import BatchDecoder, few, steps
+from rookery.generate.batch import BatchDecoder, few, recorded, steps
 from rookery.generate.batch.few import few_streams_step, serves, step, weights_of
 from rookery.generate.batch.steps import StepRecorder
 from rookery.generate.torch_backend import TorchBackend
@@ -166,6 +169,31 @@ def test_copies_of_weights_are_made_once_for_all_sizes(random_model, monkeypatch
     backend = TorchBackend(model_of(random_model))
     BatchDecoder(backend, max_streams=4, implementation=few.FEW_STREAMS)
     assert len(made) == 1
+
+
+def test_a_recorded_step_keeps_the_memory_of_its_kernels(random_model, monkeypatch):
+    """As on a GPU, where only addresses of it are left in the graph."""
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    kept = []
+
+    def recording(run, **_):
+        kept.append(weakref.ref(run))
+        return recorded._Recorded(Graph(), run)
+
+    monkeypatch.setattr(steps, "record", recording)
+    model = model_of(random_model)
+    arguments = random_tokens(1, 2)[0], model.initial_state(2), torch.empty(2, VOCABULARY, device=DEVICE)
+    replay = StepRecorder(model, implementation=few.FEW_STREAMS).record(*arguments)
+    gc.collect()
+    assert kept[0]() is not None
+    replay()
+    del replay
+    gc.collect()
+    assert kept[0]() is None
 
 
 def test_it_is_chosen_for_few_streams_of_what_it_reads_on_a_gpu(random_model, monkeypatch):

@@ -23,6 +23,8 @@ def record(
 ) -> Callable[[], None]:
     """What does again all that ``run`` does on the device; where that knows no graphs, ``run`` itself.
 
+    It keeps ``run``, and by that the memory which only ``run`` knows of.
+
     Args:
         run: reads and writes memory that stays where it is, and waits for nothing; it is called once, and
             what it would have done is only recorded.
@@ -44,4 +46,14 @@ def record(
         # Another thread may use the device meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             run()
-    return graph.replay
+    return _Recorded(graph, run)
+
+
+class _Recorded:
+    """A graph has addresses: whose memory they are must not be given back while it may be replayed."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, run: Callable[[], None]):
+        self._graph, self._run = graph, run
+
+    def __call__(self) -> None:
+        self._graph.replay()

@@ -125,7 +125,7 @@ class _Step:
             *(self.x, blk.ln1.weight, blk.ln1.bias, blk.ln1.eps),
             *(state.time_shift, layer.shares, self.projected, self.normal),
             parts=(A, A, A, layer.ranks.ends[-1]),
-            registers=_REGISTERS if self.streams == 1 else None,
+            registers=_REGISTERS if self.streams == 1 and self.dtype.itemsize == 2 else None,
             A=A,
             **ends,
         )

@@ -89,7 +89,7 @@ def serves(model: RWKV) -> bool:
 def _parts(model: RWKV) -> Iterator[tuple[object, type]]:
     """What a step computes with, and the type that the kernels take it for."""
     yield from ((model.emb, nn.Embedding), (model.ln_out, nn.LayerNorm), (model.head, nn.Linear))
-    for block in model.blocks:
+    for i, block in enumerate(model.blocks):
         yield block, Block
         if not isinstance(block, Block):
             return
@@ -97,6 +97,7 @@ def _parts(model: RWKV) -> Iterator[tuple[object, type]]:
         yield from (
             (att, TimeMixing7),
             (ffn, ChannelMixing7),
+            (block.ln0, nn.Identity if i else nn.LayerNorm),
             (block.ln1, nn.LayerNorm),
             (block.ln2, nn.LayerNorm),
         )
@@ -105,7 +106,7 @@ def _parts(model: RWKV) -> Iterator[tuple[object, type]]:
         yield att.ln_x, HeadNorm
         yield from ((getattr(att, name), nn.Linear) for name in _LINEAR)
         yield from ((ffn.key, nn.Linear), (ffn.value, nn.Linear))
-        low_rank = "wag" if att.depth.layer == 0 else "wavg"
+        low_rank = "wavg" if i else "wag"
         yield from ((getattr(att, f"{name}{half}"), nn.Parameter) for name in low_rank for half in "12")
 
 
