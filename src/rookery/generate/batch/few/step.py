@@ -29,7 +29,7 @@ _LANES, _BYTES = 128, 16
 _WARPS = _LANES // 32
 # Tiles on their way at a time through shared memory: 48 KB of a program.
 _STAGES = 4
-# With these, four programs of `project` share a multiprocessor, and all 416 of a model of 1.5B run at once.
+# With these, four programs of `project` share a multiprocessor: all 416 of a model of 1.5B run at once.
 _REGISTERS = 128
 _MIX_WARPS = 8
 
@@ -125,7 +125,7 @@ class _Step:
             *(self.x, blk.ln1.weight, blk.ln1.bias, blk.ln1.eps),
             *(state.time_shift, layer.shares, self.projected, self.normal),
             parts=(A, A, A, layer.ranks.ends[-1]),
-            registers=_REGISTERS if self.streams == 1 and self.dtype.itemsize == 2 else None,
+            registers=_REGISTERS,
             A=A,
             **ends,
         )
@@ -167,11 +167,15 @@ class _Step:
         registers: int | None = None,
         **constants: int,
     ) -> Callable[[], Any]:
-        """Products of so many rows in all with the norm of x; a program has rows of one of the parts."""
+        """Products of so many rows in all with the norm of x; a program has rows of one of the parts.
+
+        registers: at most, where a program makes do with them: sums of two tiles, numbers of 16 bits.
+        """
         D = self.config.width
         tiles = row_tiles(rows, self.streams)
         programs = sum(-(-part // (tiles * ROWS)) for part in parts or (rows,))
-        limit = {} if registers is None else {"maxnreg": registers}
+        suffices = tiles * self.streams <= 2 and self.dtype.itemsize == 2
+        limit = {"maxnreg": registers} if registers and suffices else {}
         return self._launch(
             kernel,
             (programs,),
