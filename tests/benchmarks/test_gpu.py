@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpt import GPT
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import floors, peers, recurrences, training
+from benchmarks.gpu import floors, peers, recurrences, training, tune
 from benchmarks.gpu.parts import COPY, GROUPS, MATRIX, READ, Part, Stage, stages
 from benchmarks.gpu.process import in_process, line_of, messages_of
 from benchmarks.gpu.record import Record
@@ -371,3 +371,30 @@ def test_a_part_in_a_process_of_its_own():
     assert [each.figure for each in taken if isinstance(each, Figure)] == [COPY, READ, MATRIX]
     broken = Part(name="broken", group="prefill", run="prefill:measure", options={"size": "no such size"})
     assert in_process(broken, CPU, taken.append) == "KeyError: 'no such size'"
+
+
+def test_choices_of_kernels_are_made_for_a_call_alone():
+    from rookery.ops.wkv7 import triton as module
+
+    before = module.SPAN, module.warps(64, 64)
+    with tune.chosen("wkv7", tune.variant("SPAN=2,warps=2,precision=bf16")):
+        assert (module.SPAN, module.warps(64, 64), module.precision(torch.ones(1))) == (2, 2, "bf16")
+    assert (module.SPAN, module.warps(64, 64)) == before
+    for recurrence, choices in tune.TRIED.items():
+        for each in choices:
+            with tune.chosen(recurrence, tune.variant(each)):
+                pass
+
+
+def test_kernels_are_tried_with_other_choices(tmp_path, capsys):
+    written = tmp_path / "tune.json"
+    tune.main(["wkv7", "--dry-run", "--try", "SPAN=1", "--try", "CHUNK=12", "--json", str(written)])
+    figures = {each["figure"]: each for each in strictly(written.read_text())["figures"]}
+    assert all(figures[f"{name}: forward"]["value"] > 0 for name in ("as it is", "SPAN=1"))
+    assert figures["as it is: forward error"]["value"] < 6e-3
+    assert "power of 2" in figures["CHUNK=12: forward + backward"]["failed"]
+    assert "no measurement" in capsys.readouterr().out
+    for wrong, told in (("FOO=1", "has no FOO"), ("SPAN", "is not NAME=VALUE")):
+        with pytest.raises(SystemExit):
+            tune.main(["wkv7", "--dry-run", "--try", wrong])
+        assert told in capsys.readouterr().err
