@@ -201,16 +201,24 @@ def test_a_channel_may_forget_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("documents", [False, True])
-def test_segments_of_a_long_row_at_once(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wkv7_module, "SHORTEST_SEGMENT", 16)
+def test_stretches_of_a_row_forward_at_once(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wkv7_module, "SPAN", 1)
+    monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 67
-    assert wkv7_module.segment_tokens(T, 2) == 32
-    tensors = [x.detach() for x in inputs("wkv7", T=T)]
+    assert wkv7_module.forward_stretch(5, 2) == 1
+    tensors = inputs("wkv7", T=T)
+    # One stretch goes token by token.
+    strong = torch.where(torch.arange(T, device=DEVICE) // 8 == 4, 12.0, 1.0)
+    tensors[1] = (tensors[1].detach() * strong[:, None, None]).requires_grad_()
     boundaries = starts(T) if documents else None
-    exact = [x.double() for x in tensors]
-    wanted = ops.wkv7(*exact, starts=boundaries, implementation="reference")
-    got = ops.wkv7(*tensors, starts=boundaries, implementation="triton")
-    assert_close([x.double() for x in got], list(wanted))
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    wanted = results("wkv7", exact, boundaries, "reference")
+    assert_close(results("wkv7", tensors, boundaries, "triton"), wanted)
+    with torch.no_grad():
+        assert_close(
+            list(ops.wkv7(*tensors, starts=boundaries, implementation="triton")),
+            [x.detach() for x in wanted[:2]],
+        )
 
 
 @pytest.mark.parametrize(("documents", "log_w"), [(False, None), (True, -6.0)])
@@ -219,7 +227,7 @@ def test_stretches_of_a_row_backward_at_once(
 ) -> None:
     monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 130
-    assert wkv7_module.stretch_spans(3, 2) == 1
+    assert wkv7_module.backward_stretch(3, 2) == 1
     tensors = inputs("wkv7", T=T, log_w=log_w)
     if log_w is not None:
         # In one chunk alone, so that either way goes on with what the other leaves; a document begins in it.
@@ -232,10 +240,11 @@ def test_stretches_of_a_row_backward_at_once(
 
 
 def test_rows_are_cut_where_heads_are_few() -> None:
-    assert wkv7_module.stretch_spans(256, 32) == 32
+    assert wkv7_module.backward_stretch(256, 32) == wkv7_module.forward_stretch(256, 32) == 32
+    assert wkv7_module.backward_stretch(65, 32) == 9
+    # Two stretches are not worth three passes.
+    assert (wkv7_module.backward_stretch(256, 128), wkv7_module.forward_stretch(256, 128)) == (128, 256)
     for spans, heads in ((256, 512), (256, 200), (7, 32), (1, 1)):
-        assert wkv7_module.stretch_spans(spans, heads) == spans
-    assert wkv7_module.segment_tokens(8192, 32) == 1024
-    assert wkv7_module.segment_tokens(8200, 32) == 1040
-    for tokens, heads in ((8192, 512), (8192, 200), (300, 32), (1, 32)):
-        assert wkv7_module.segment_tokens(tokens, heads) == tokens
+        assert (
+            wkv7_module.backward_stretch(spans, heads) == wkv7_module.forward_stretch(spans, heads) == spans
+        )

@@ -61,7 +61,7 @@ def _back_by_tokens(
         S = before
         for j in range(start, i):
             S, _ = step(
-                S, r, log_w, k, v, a, b, starts, j, stride, K, V, value_stride, channel, value, STARTS
+                S, r, log_w, k, v, a, b, starts, j, stride, K, V, value_stride, channel, value, STARTS, True
             )
         goes_on = 1.0
         if STARTS:
@@ -294,7 +294,7 @@ def backward(
                 store_state(scratch + (chunk - first) * K * V, S, channel, value, K, V)
                 S = advance_by_tokens(
                     S, r, log_w, k, v, a, b, starts, dy, chunk * C, tl.minimum(chunk * C + C, T), H * K, K, V,
-                    H * V, channel, value, STARTS, False,
+                    H * V, channel, value, STARTS, False, True,
                 )  # fmt: skip
             # Threads read what others have written.
             tl.debug_barrier()
@@ -311,7 +311,8 @@ def backward(
                 store_state(scratch + (chunk - first) * K * V, S, channel, value, K, V)
                 S = advance(
                     S, r, log_w, k, v, a, b, starts, inverses + chunk * C * C, dy, chunk * C, T,
-                    H * K, K, V, H * V, token, channel, value, C, STARTS, False, PRECISION,
+                    H * K, K, V, H * V, token, channel, value, C, STARTS, False, True,
+                    PRECISION,
                 )  # fmt: skip
             tl.debug_barrier()
             for back in range(first, end):

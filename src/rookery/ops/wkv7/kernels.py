@@ -5,6 +5,11 @@ state is read from memory once and written once, the inputs are read once. What 
 the inverse M = (I - tril(a~ b~^T, -1))^-1 of each chunk, `solve` computes before, for all chunks at once. M
 is found row by row: it is an alternating sum of powers of the matrix, which can be a million times larger.
 
+Where heads are few, stretches of a row are gone through at once. What a stretch makes of the state S before
+it is A S + C: from no state it gives C, and from the identity, where tokens have no values, A. With these
+`compose` finds the states before all of them, and a third pass y. That is some twice the work in a fraction
+of the time: a chain of chunks is as long as a stretch.
+
 For the backward pass (``backward_kernels.py``) the forward pass keeps M and, every `SPAN` chunks, the state.
 
 Where decays are stronger than any that the model can produce, a chunk has to go token by token: `solve` says
@@ -107,30 +112,30 @@ def solve(
 
 @triton.jit
 def step(
-    S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS: tl.constexpr
-):
-    """The state after token i, and y of it."""
+    S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value,
+    STARTS: tl.constexpr, LEARNS: tl.constexpr,
+):  # fmt: skip
+    """The state after token i, and y of it; where not LEARNS, of a token without a value."""
     if STARTS:
         S *= 1.0 - tl.load(starts + i).to(tl.float32)
     found = tl.sum(load_row(a, i, stride, K, channel)[:, None] * S, axis=0)
     decay = tl.exp(load_row(log_w, i, stride, K, channel))
-    S = (
-        decay[:, None] * S
-        + load_row(b, i, stride, K, channel)[:, None] * found[None, :]
-        + load_row(k, i, stride, K, channel)[:, None] * load_row(v, i, value_stride, V, value)[None, :]
-    )
+    S = decay[:, None] * S + load_row(b, i, stride, K, channel)[:, None] * found[None, :]
+    if LEARNS:
+        row_v = load_row(v, i, value_stride, V, value)
+        S += load_row(k, i, stride, K, channel)[:, None] * row_v[None, :]
     return S, tl.sum(load_row(r, i, stride, K, channel)[:, None] * S, axis=0)
 
 
 @triton.jit
 def advance_by_tokens(
     S, r, log_w, k, v, a, b, starts, y, start, end, stride, K, V, value_stride, channel, value,
-    STARTS: tl.constexpr, OUTPUT: tl.constexpr,
+    STARTS: tl.constexpr, OUTPUT: tl.constexpr, LEARNS: tl.constexpr,
 ):  # fmt: skip
     """The state after tokens start to end - 1; where OUTPUT, their y is written."""
     for i in range(start, end):
         S, found = step(
-            S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS
+            S, r, log_w, k, v, a, b, starts, i, stride, K, V, value_stride, channel, value, STARTS, LEARNS
         )
         if OUTPUT:
             store_row(y, found.to(y.dtype.element_ty), i, value_stride, V, value)
@@ -140,14 +145,13 @@ def advance_by_tokens(
 @triton.jit
 def advance(
     S, r, log_w, k, v, a, b, starts, inverse, y, start, T, stride, K, V, value_stride, token, channel, value,
-    C: tl.constexpr, STARTS: tl.constexpr, OUTPUT: tl.constexpr, PRECISION: tl.constexpr,
+    C: tl.constexpr, STARTS: tl.constexpr, OUTPUT: tl.constexpr, LEARNS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The state after a chunk; where OUTPUT, its y is written."""
+    """The state after a chunk; where OUTPUT, its y is written. Where not LEARNS, tokens have no values."""
     lw = load_tile(log_w, start, T, stride, K, token, channel)
-    k_in = load_tile(k, start, T, stride, K, token, channel)
     b_in = load_tile(b, start, T, stride, K, token, channel)
     a_out = load_tile(a, start, T, stride, K, token, channel)
-    values = load_tile(v, start, T, value_stride, V, token, value)
     M = tl.load(inverse + token[:, None] * C + token[None, :])
     begun = documents(starts, start, T, token, STARTS)
     last = tl.max(begun, axis=0)
@@ -155,12 +159,15 @@ def advance(
     middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
     total = tl.cumsum(lw, axis=0) - middle[None, :]
     undo = tl.exp(-total)
-    k_in *= undo
     b_in *= undo
     a_out *= tl.exp(total - lw)
     S *= tl.exp(middle)[:, None]
-    ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
-    Z = product(ak, values, PRECISION) + product(tl.where(sees, a_out, 0.0), S, PRECISION)
+    Z = product(tl.where(sees, a_out, 0.0), S, PRECISION)
+    if LEARNS:
+        k_in = load_tile(k, start, T, stride, K, token, channel) * undo
+        values = load_tile(v, start, T, value_stride, V, token, value)
+        ak = below(product(a_out, tl.trans(k_in), PRECISION), begun, token, False)
+        Z += product(ak, values, PRECISION)
     U = product(M, Z, PRECISION)
     if OUTPUT:
         r_out = load_tile(r, start, T, stride, K, token, channel) * tl.exp(total)
@@ -170,7 +177,8 @@ def advance(
         Y += product(tl.where(sees, r_out, 0.0), S, PRECISION)
         store_tile(y, Y.to(y.dtype.element_ty), start, T, value_stride, V, token, value)
     S = tl.where(last == 0, S, 0.0)
-    S += product(tl.trans(tl.where(reaches, k_in, 0.0)), values, PRECISION)
+    if LEARNS:
+        S += product(tl.trans(tl.where(reaches, k_in, 0.0)), values, PRECISION)
     S += product(tl.trans(tl.where(reaches, b_in, 0.0)), U, PRECISION)
     S *= tl.exp(whole - middle)[:, None]
     return S
@@ -178,37 +186,18 @@ def advance(
 
 @triton.jit
 def forward(
-    r,
-    log_w,
-    k,
-    v,
-    a,
-    b,
-    before,
-    starts,
-    inverses,
-    y,
-    after,
-    states,
-    T,
-    H,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    C: tl.constexpr,
-    SPAN: tl.constexpr,
-    KEEP: tl.constexpr,
-    OUTPUT: tl.constexpr,
-    STARTS: tl.constexpr,
+    r, log_w, k, v, a, b, before, starts, inverses, y, after, states, T, H, STRETCH,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
+    KEEP: tl.constexpr, OUTPUT: tl.constexpr, LEARNS: tl.constexpr, STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
-):
-    """The state `after` the row; where OUTPUT y, and where KEEP the state before each span.
+):  # fmt: skip
+    """The state `after` each stretch of STRETCH spans, from that `before` it; where OUTPUT y, too.
 
-    Grid (B H, blocks of V). A program reads its part of `before` before it writes that of `after`, so they
-    may be one.
+    Where KEEP, the state before each span as well. Grid (B H, blocks of V, stretches); before and after are
+    [B, H, stretches, K, V] and may be one: a program reads its part before it writes it.
     """
-    head = tl.program_id(0).to(tl.int64)
+    head, stretch = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    own = head * tl.num_programs(2) + stretch
     at = head // H * T * H + head % H
     r, log_w, k, a, b = r + at * K, log_w + at * K, k + at * K, a + at * K, b + at * K
     v, y = v + at * V, y + at * V
@@ -218,50 +207,41 @@ def forward(
     chunks = tl.cdiv(T, C)
     inverses += head * chunks * C * C
     spans = tl.cdiv(chunks, SPAN)
-    S = load_state(before + head * K * V, channel, value, K, V)
-    for span in range(spans):
+    S = load_state(before + own * K * V, channel, value, K, V)
+    for span in range(stretch * STRETCH, tl.minimum(stretch * STRETCH + STRETCH, spans)):
         first, end = span * SPAN, tl.minimum(span * SPAN + SPAN, chunks)
         if KEEP:
             store_state(states + (head * spans + span) * K * V, S, channel, value, K, V)
         if goes_by_tokens(inverses, first, end, C, SPAN):
             S = advance_by_tokens(
                 S, r, log_w, k, v, a, b, starts, y, first * C, tl.minimum(end * C, T), H * K, K, V, H * V,
-                channel, value, STARTS, OUTPUT,
+                channel, value, STARTS, OUTPUT, LEARNS,
             )  # fmt: skip
         else:
             for chunk in range(first, end):
                 S = advance(
                     S, r, log_w, k, v, a, b, starts, inverses + chunk * C * C, y, chunk * C, T,
-                    H * K, K, V, H * V, token, channel, value, C, STARTS, OUTPUT, PRECISION,
+                    H * K, K, V, H * V, token, channel, value, C, STARTS, OUTPUT, LEARNS, PRECISION,
                 )  # fmt: skip
-    store_state(after + head * K * V, S, channel, value, K, V)
+    store_state(after + own * K * V, S, channel, value, K, V)
 
 
 @triton.jit
 def compose(
-    passed,
-    learned,
-    before,
-    befores,
-    after,
-    SEGMENTS,
-    H,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-):
-    """The states before each of the segments of a row, from what each makes of the state before it.
+    passed, learned, before, befores, after, STRETCHES,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+):  # fmt: skip
+    """The states before each stretch of a row, from what each makes of the state before it.
 
-    S' = passed S + learned; passed [B, SEGMENTS, H, K, K], learned and befores [B, SEGMENTS, H, K, V], before
-    and after [B, H, K, V]; grid (B H, blocks of V).
+    S' = passed S + learned; passed [B, H, STRETCHES, K, K], learned and befores [B, H, STRETCHES, K, V],
+    before and after [B, H, K, V]; grid (B H, blocks of V).
     """
     head = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BK)
     value = tl.program_id(1) * BV + tl.arange(0, BV)
     S = load_state(before + head * K * V, channel, value, K, V)
-    for segment in range(SEGMENTS):
-        at = (head // H * SEGMENTS + segment) * H + head % H
+    for stretch in range(STRETCHES):
+        at = head * STRETCHES + stretch
         store_state(befores + at * K * V, S, channel, value, K, V)
         A = load_state(passed + at * K * K, channel, channel, K, K)
         S = product(A, S, "tf32x3") + load_state(learned + at * K * V, channel, value, K, V)

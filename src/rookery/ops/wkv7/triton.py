@@ -20,15 +20,15 @@ from rookery.ops.triton import (
     warps,
 )
 
-__all__ = ["segment_tokens", "wkv7_triton"]
+__all__ = ["backward_stretch", "forward_stretch", "wkv7_triton"]
 
 CHUNK = 16
 # Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
 SPAN = 4
-# Spans, at least, of a stretch of a row that a program of the backward pass has.
+# Spans, at least, of a stretch of a row that a program has.
 SHORTEST_STRETCH = 4
-# Tokens that are worth three passes over a segment, and finding the states between segments.
-SHORTEST_SEGMENT = 256
+# Stretches, at least, that are worth going forward over a row three times.
+FEWEST_STRETCHES = 4
 
 
 def wkv7_triton(
@@ -43,29 +43,16 @@ def wkv7_triton(
 ) -> tuple[Tensor, Tensor]:
     """The arguments of `rookery.ops.wkv7`: inputs in float32, bfloat16 or float16, the state in float32."""
     keep = wants_gradients((r, log_w, k, v, a, b, state))
-    B, T, H, _ = v.shape
-    tokens = segment_tokens(T, B * H)
-    if keep or tokens == T:
-        return _forward(r, log_w, k, v, a, b, state, starts, keep)[:2]
-    whole = T - T % tokens
-    inputs = [r, log_w, k, v, a, b]
-    marks = None if starts is None else starts[:, :whole]
-    y, after = _in_segments(*(x[:, :whole] for x in inputs), state, marks, tokens)
-    if whole == T:
-        return y, after
-    r, log_w, k, v, a, b = (x[:, whole:] for x in inputs)
-    marks = None if starts is None else starts[:, whole:]
-    last, after, *_ = _forward(r, log_w, k, v, a, b, after, marks, False)
-    return torch.cat([y, last], dim=1), after
+    return _forward(r, log_w, k, v, a, b, state, starts, keep)[:2]
 
 
-def segment_tokens(tokens: int, heads: int) -> int:
-    """Tokens of the segments that a long row is cut into where its heads do not fill a GPU; T: it is not."""
-    count = min(ENOUGH_PROGRAMS // heads, tokens // SHORTEST_SEGMENT)
-    return tokens if count < 2 else -(-tokens // count // CHUNK) * CHUNK
+def forward_stretch(spans: int, heads: int) -> int:
+    """Spans of the stretches of a row that the forward pass goes through at once; all: it is not cut."""
+    stretch = backward_stretch(spans, heads)
+    return stretch if -(-spans // stretch) >= FEWEST_STRETCHES else spans
 
 
-def stretch_spans(spans: int, heads: int) -> int:
+def backward_stretch(spans: int, heads: int) -> int:
     """Spans of the stretches of a row that the backward pass goes through at once."""
     count = max(1, min(ENOUGH_PROGRAMS // heads, spans // SHORTEST_STRETCH))
     return -(-spans // count)
@@ -101,22 +88,72 @@ def _advance(
     marks: Tensor,
     inverses: Tensor,
     sizes: dict[str, Any],
+    stretch: int,
     *,
-    y: Tensor | None,
     after: Tensor,
+    y: Tensor | None = None,
     states: Tensor | None = None,
+    learns: bool = True,
 ) -> None:
-    """Write the state after all rows, and where there is memory for them y and the states before spans."""
-    B, H, K, V = before.shape
-    width = value_block(B * H, V)
+    """Write the states after stretches, and where there is memory for them y and the states before spans.
+
+    Args:
+        inputs: r, log_w, k, v, a, b.
+        before: [B, H, n, K, V], the states before the n stretches.
+        marks: see ``marks_of``.
+        inverses: what ``_solve`` has written.
+        sizes: see ``_sizes``.
+        stretch: spans of a stretch.
+        after: as `before`, and may be the same.
+        y: as v.
+        states: [B, H, spans, K, V].
+        learns: False leaves the values out.
+    """
+    B, H, n, K, V = before.shape
+    width = value_block(B * H * n, V)
     kernels = triton_kernels("rookery.ops.wkv7.kernels")
-    kernels.forward[(B * H, -(-V // width))](
+    kernels.forward[(B * H, -(-V // width), n)](
         *(*inputs, before, marks, inverses, after if y is None else y, after),
-        *(after if states is None else states, inputs[0].shape[1], H),
+        *(after if states is None else states, inputs[0].shape[1], H, stretch),
         KEEP=states is not None,
         OUTPUT=y is not None,
+        LEARNS=learns,
         **sizes | {"V": V, "BV": width, "num_warps": warps(K, V)},
     )
+
+
+def _befores(
+    inputs: Sequence[Tensor],
+    state: Tensor,
+    marks: Tensor,
+    inverses: Tensor,
+    sizes: dict[str, Any],
+    stretch: int,
+    after: Tensor,
+) -> Tensor:
+    """The states before all stretches, [B, H, n, K, V]; the state `after` the row is written."""
+    B, H, K, V = state.shape
+    n = -(-_spans(inputs[0].shape[1]) // stretch)
+    learned = state.new_zeros(B, H, n, K, V)
+    _advance(inputs, learned, marks, inverses, sizes, stretch, after=learned)
+    passed = torch.eye(K, dtype=state.dtype, device=state.device).expand(B, H, n, K, K).contiguous()
+    _advance(inputs, passed, marks, inverses, sizes, stretch, after=passed, learns=False)
+    befores = torch.empty_like(learned)
+    width = value_block(B * H, V)
+    kernels = triton_kernels("rookery.ops.wkv7.kernels")
+    kernels.compose[(B * H, -(-V // width))](
+        *(passed, learned, state, befores, after, n),
+        K=K,
+        V=V,
+        BK=block(K),
+        BV=width,
+        num_warps=warps(K, V),
+    )
+    return befores
+
+
+def _spans(tokens: int) -> int:
+    return -(-tokens // (SPAN * CHUNK))
 
 
 @torch.library.custom_op("rookery::wkv7_triton", mutates_args=(), device_types=DEVICES)
@@ -137,12 +174,17 @@ def _forward(
     inputs = [contiguous(x) for x in (r, log_w, k, v, a, b)]
     sizes = _sizes(K, V, starts, r, k, v, a, b)
     marks = marks_of(starts, y)
+    T = v.shape[1]
     if not keep:
-        inverses = state.new_empty(B, H, -(-v.shape[1] // CHUNK), CHUNK, CHUNK)
+        inverses = state.new_empty(B, H, -(-T // CHUNK), CHUNK, CHUNK)
     _solve(inputs, marks, sizes, inverses)
-    _advance(
-        inputs, contiguous(state), marks, inverses, sizes, y=y, after=after, states=states if keep else None
-    )
+    stretch = forward_stretch(_spans(T), B * H)
+    befores, afters = contiguous(state).unsqueeze(2), after.unsqueeze(2)
+    if stretch < _spans(T):
+        befores = _befores(inputs, befores[:, :, 0], marks, inverses, sizes, stretch, after)
+        afters = torch.empty_like(befores)
+    kept = states if keep else None
+    _advance(inputs, befores, marks, inverses, sizes, stretch, after=afters, y=y, states=kept)
     return outputs
 
 
@@ -161,11 +203,10 @@ def _empty_outputs(
     """y and the state after, and for the backward pass the states before spans and the chunks' inverses."""
     B, H, K, V = state.shape
     n = -(-v.shape[1] // CHUNK)
-    spans = -(-n // SPAN)
     return (
         v.new_empty(v.shape),
         state.new_empty(state.shape),
-        state.new_empty((B, H, spans, K, V) if keep else (0,)),
+        state.new_empty((B, H, _spans(v.shape[1]), K, V) if keep else (0,)),
         state.new_empty((B, H, n, CHUNK, CHUNK) if keep else (0,)),
     )
 
@@ -192,7 +233,7 @@ def _backward(
     sizes = _sizes(K, V, starts, r, k, v, a, b)
     marks = marks_of(starts, dy)
     dends = states.new_zeros(B, H, 1, K, V) if dafter is None else contiguous(dafter).unsqueeze(2)
-    stretch = stretch_spans(spans, B * H)
+    stretch = backward_stretch(spans, B * H)
     stretches = -(-spans // stretch)
     T = v.shape[1]
     if stretches > 1:
@@ -245,67 +286,3 @@ def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None, *_: Any) -> t
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
-
-
-@torch.library.custom_op("rookery::wkv7_triton_segments", mutates_args=(), device_types=DEVICES)
-def _in_segments(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor,
-    starts: Tensor | None,
-    tokens: int,
-) -> tuple[Tensor, Tensor]:
-    """y and the state after rows of T tokens, a multiple of `tokens`; all segments of a row at once.
-
-    What a segment makes of the state S before it is A S + C. As rows of their own, segments give C from no
-    state, and A from the identity and no values; with these the states before all of them are found, and then
-    y. It is some twice the work, in a fraction of the time: a chain of chunks is as long as a segment.
-    """
-    B, H, K, V = state.shape
-    T = v.shape[1]
-    count = T // tokens
-    inputs = [contiguous(x).view(B * count, tokens, H, -1) for x in (r, log_w, k, v, a, b)]
-    sizes = _sizes(K, V, starts, r, k, v, a, b)
-    y = torch.empty_like(inputs[3])
-    marks = marks_of(starts, y)
-    inverses = state.new_empty(B * count, H, tokens // CHUNK, CHUNK, CHUNK)
-    _solve(inputs, marks, sizes, inverses)
-
-    learned = state.new_zeros(B, count, H, K, V)
-    _advance(inputs, learned.flatten(0, 1), marks, inverses, sizes, y=None, after=learned)
-    passed = torch.eye(K, dtype=state.dtype, device=state.device).expand(B, count, H, K, K).contiguous()
-    no_values = [*inputs[:3], inputs[2].new_zeros(inputs[2].shape), *inputs[4:]]
-    _advance(no_values, passed.flatten(0, 1), marks, inverses, sizes, y=None, after=passed)
-
-    befores, after = torch.empty_like(learned), state.new_empty(state.shape)
-    width = value_block(B * H, V)
-    kernels = triton_kernels("rookery.ops.wkv7.kernels")
-    kernels.compose[(B * H, -(-V // width))](
-        *(passed, learned, contiguous(state), befores, after, count, H),
-        K=K,
-        V=V,
-        BK=block(K),
-        BV=width,
-        num_warps=warps(K, V),
-    )
-    _advance(inputs, befores.flatten(0, 1), marks, inverses, sizes, y=y, after=learned)
-    return y.view(B, T, H, V), after
-
-
-@_in_segments.register_fake
-def _empty_rows(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    v: Tensor,
-    a: Tensor,
-    b: Tensor,
-    state: Tensor,
-    starts: Tensor | None,
-    tokens: int,
-) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
