@@ -1,0 +1,167 @@
+"""Compiles the kernels that operators launch for an H100, on a machine without a GPU, and launches nothing.
+
+    python tests/ops/compile_for_gpu.py NAME
+
+of `CASES`. Prints a JSON object: kernel -> how often it was compiled, and the most shared memory it takes.
+The operators run on a CPU with what torch allocates, under a driver that only says which device it would be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+import triton.language
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+# The tables of operators then let a CPU have the kernels, which are imported later, and are compiled.
+os.environ["TRITON_INTERPRET"] = "1"
+
+from rookery import ops
+from rookery.config import sized
+from rookery.models import RWKV
+from rookery.ops.triton import READS
+
+del os.environ["TRITON_INTERPRET"]
+
+
+class _Driver:
+    """What Triton asks of a driver before it launches."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+COMPILED: dict[str, list[int]] = {}
+
+
+def _compile(kernel: Any, grid: Any) -> Callable[..., None]:
+    def launch(*arguments: Any, **constants: Any) -> None:
+        made = kernel.run(*arguments, grid=grid, warmup=True, **constants)
+        count, shared = COMPILED.get(kernel.__name__, [0, 0])
+        COMPILED[kernel.__name__] = [count + 1, max(shared, made.metadata.shared)]
+
+    return launch
+
+
+def _inputs(name: str, dtype: torch.dtype, B: int, T: int, H: int, K: int) -> list[Tensor]:
+    row, width = (B, T, H, K), (B, T, H * K)
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "wkv4": [(H * K,), (H * K,), width, width],
+        "wkv5": [row, (H, K), row, row, (H, K)],
+        "wkv6": [row, row, row, row, (H, K)],
+        "wkv7": [row] * 6,
+        "gla": [row] * 4,
+    }
+    return [torch.zeros(shape, dtype=dtype).requires_grad_() for shape in shapes[name]]
+
+
+def recurrence(name: str, *shapes: tuple[torch.dtype, int, int, int, int]) -> None:
+    """Forward and backward, at sizes B, T, H, K; rows of one token more than a multiple have documents."""
+    for dtype, B, T, H, K in shapes:
+        inputs = _inputs(name, dtype, B, T, H, K)
+        starts = torch.zeros(B, T, dtype=torch.bool) if T % 16 else None
+        y, _ = getattr(ops, name)(*inputs, starts=starts, implementation="triton")
+        torch.autograd.grad(y, inputs, torch.ones_like(y))
+        with torch.no_grad():
+            getattr(ops, name)(*inputs, starts=starts, implementation="triton")
+
+
+def decoding() -> None:
+    """A step of RWKV-7 by the kernels of few streams, and one in place of each version."""
+    from rookery.generate.batch.steps import StepRecorder
+    from rookery.ops.in_place import IN_PLACE
+
+    for version in ("4", "5.2", "6", "7"):
+        config = sized(version, vocab_size=256, width=256, num_layers=2)
+        model = RWKV(config).bfloat16().requires_grad_(False)
+        for streams, implementation in ((1, "few streams"), (4, "few streams"), (8, IN_PLACE)):
+            if implementation == IN_PLACE or version == "7":
+                state = model.initial_state(streams)
+                logits = torch.empty(streams, 256, dtype=torch.bfloat16)
+                recorder = StepRecorder(model, implementation=implementation)
+                recorder.record(torch.zeros(streams, dtype=torch.int64), state, logits)
+
+
+def elementwise() -> None:
+    """What lies between matrix products and recurrences in training, the loss, and quantized products."""
+    from rookery.ops import fused
+    from rookery.ops.fused import cross_entropy, operators
+    from rookery.ops.quantized.triton import quantized_linear_triton
+
+    operators.SERVED["cpu"] = READS
+    for name in ("token_shift", "squared_relu", "rwkv7_inputs", "rwkv7_output"):
+        module: Any = import_module(f"rookery.ops.fused.{name}")
+        module._forward.register_kernel("cpu")(module._forward_by_triton)
+        module._backward.register_kernel("cpu")(module._backward_by_triton)
+    B, T, H, K = 2, 32, 4, 64
+    row, channels = (B, T, H * K), (H * K,)
+
+    def numbers(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.zeros(shape, dtype=dtype).requires_grad_()
+
+    starts = torch.zeros(B, T, dtype=torch.bool)
+    first = {"w0": numbers(*channels), "a0": numbers(*channels), "k_k": numbers(*channels)}
+    for made in (
+        fused.token_shift(numbers(*row), None, [numbers(1, 1, H * K) for _ in range(6)], starts=starts),
+        fused.token_shift(numbers(*row), numbers(B, H * K), [numbers(*row)], starts=None, to_present=True),
+        [fused.squared_relu(numbers(*row))],
+        fused.rwkv7_inputs(
+            *(numbers(*row) for _ in range(4)), None, **first, k_a=numbers(*channels), heads=H
+        ),
+        [
+            fused.rwkv7_output(
+                *(numbers(*row) for _ in range(5)),
+                r_k=numbers(H, K),
+                weight=numbers(*channels),
+                bias=numbers(*channels),
+                heads=H,
+                epsilon=64e-5,
+            )
+        ],
+    ):
+        sum(each.float().sum() for each in made).backward()
+    targets, losses = torch.zeros(4, dtype=torch.int64), torch.zeros(4)
+    cross_entropy.softmax_by_triton(torch.zeros(4, 65536), targets, losses, -100, 0.1, True)
+    x, scales = torch.zeros(1, 128, dtype=torch.bfloat16), torch.zeros(64, 4, dtype=torch.float16)
+    for block in ((64, 4, 32), (64, 4, 16)):
+        kind = torch.int8 if block[2] == 32 else torch.uint8
+        for rows in (1, 40):
+            quantized_linear_triton(x.expand(rows, 128).contiguous(), torch.zeros(block, dtype=kind), scales)
+
+
+# Heads that fill a GPU, and rows of few heads that are cut.
+USUAL = ((torch.bfloat16, 2, 64, 256, 64), (torch.bfloat16, 1, 1100, 2, 64))
+OTHERS = ((torch.float32, 1, 41, 1, 64), (torch.bfloat16, 1, 41, 1, 128), (torch.float32, 1, 41, 1, 128))
+CASES: dict[str, Callable[[], None]] = {
+    **{name: partial(recurrence, name, *USUAL) for name in ("wkv4", "wkv5", "wkv6", "wkv7", "gla")},
+    **{f"{name} of other sizes": partial(recurrence, name, *OTHERS) for name in ("wkv6", "wkv7")},
+    "decoding": decoding,
+    "elementwise": elementwise,
+}
+
+if __name__ == "__main__":
+    triton.runtime.driver.set_active(_Driver())
+    JITFunction.__getitem__ = _compile
+    CASES[sys.argv[1]]()
+    print(json.dumps(COMPILED))
