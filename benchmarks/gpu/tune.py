@@ -44,12 +44,14 @@ Variant = Mapping[str, Any]
 _MODULES = {"wkv4": "wkv4", "wkv5": "wkv6", "wkv6": "wkv6", "wkv7": "wkv7"}
 TRIED = {
     "wkv7": (
+        "backward_warps=4",
         "precision=bf16",
+        "precision=bf16,backward_warps=4",
         "warps=8",
-        "precision=bf16,warps=8",
         "SPAN=8",
         "precision=bf16,SPAN=8",
-        "precision=bf16,warps=8,SPAN=8",
+        "stages=1",
+        "precision=bf16,stages=3",
         "value_block=32",
         "precision=bf16,value_block=32",
     ),

@@ -58,6 +58,11 @@ def backward_stretch(spans: int, heads: int) -> int:
     return -(-spans // count)
 
 
+def backward_warps(key: int, value: int) -> int:
+    """Warps of a program that holds a state and its gradient: of fewer, too much spills for the L1 cache."""
+    return 4 if block(key) * block(value) < 64 * 64 else 8
+
+
 def stages(key: int, value: int) -> int:
     """2: a chunk's inputs are copied to shared memory while the one before is computed.
 
@@ -256,7 +261,7 @@ def _backward(
     kernels.backward[(B * H, stretches)](
         *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dends),
         *(*gradients, scratch, T, H, stretch),
-        **sizes,
+        **sizes | {"num_warps": backward_warps(K, V)},
     )
     return gradients
 
