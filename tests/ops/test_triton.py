@@ -200,43 +200,40 @@ def test_a_channel_may_forget_at_once(name: str) -> None:
         assert_close([got[3][..., channels]], [wanted[3][..., channels]])
 
 
-@pytest.mark.parametrize("documents", [False, True])
-def test_stretches_of_a_row_forward_at_once(documents: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stretches_of_a_row_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wkv7_module, "SPAN", 1)
     monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 67
-    assert wkv7_module.forward_stretch(5, 2) == 1
-    tensors = inputs("wkv7", T=T)
-    # One stretch goes token by token.
+    assert wkv7_module.forward_stretch(5, 2) == wkv7_module.backward_stretch(5, 2) == 1
+    tensors, boundaries = inputs("wkv7", T=T), starts(T)
+    # One stretch, in which a document begins, goes token by token: either way goes on where the other ended.
     strong = torch.where(torch.arange(T, device=DEVICE) // 8 == 4, 12.0, 1.0)
     tensors[1] = (tensors[1].detach() * strong[:, None, None]).requires_grad_()
-    boundaries = starts(T) if documents else None
     exact = [x.detach().double().requires_grad_() for x in tensors]
     wanted = results("wkv7", exact, boundaries, "reference")
     assert_close(results("wkv7", tensors, boundaries, "triton"), wanted)
     with torch.no_grad():
-        assert_close(
-            list(ops.wkv7(*tensors, starts=boundaries, implementation="triton")),
-            [x.detach() for x in wanted[:2]],
-        )
+        got = ops.wkv7(*tensors, starts=boundaries, implementation="triton")
+    assert_close(list(got), [x.detach() for x in wanted[:2]])
 
 
-@pytest.mark.parametrize(("documents", "log_w"), [(False, None), (True, -6.0)])
-def test_stretches_of_a_row_backward_at_once(
-    documents: bool, log_w: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_chunk_of_strong_decays_takes_its_span_along(chunk: int) -> None:
+    T = 35
+    tensors = [x.detach() for x in inputs("wkv7", T=T)]
+    tensors[1] *= torch.where(torch.arange(T, device=DEVICE) // 16 == chunk, 12.0, 1.0)[:, None, None]
+    wanted = ops.wkv7(*(x.double() for x in tensors), implementation="reference")
+    assert_close(list(ops.wkv7(*tensors, implementation="triton")), list(wanted))
+
+
+def test_stretches_of_several_chunks_backward_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 130
-    assert wkv7_module.backward_stretch(3, 2) == 1
-    tensors = inputs("wkv7", T=T, log_w=log_w)
-    if log_w is not None:
-        # In one chunk alone, so that either way goes on with what the other leaves; a document begins in it.
-        strong = torch.arange(T, device=DEVICE) // 8 == 8
-        tensors[1] = (tensors[1].detach() * strong[:, None, None]).requires_grad_()
-    boundaries = starts(T) if documents else None
+    assert (wkv7_module.backward_stretch(3, 2), wkv7_module.forward_stretch(3, 2)) == (1, 3)
+    tensors = inputs("wkv7", T=T)
     exact = [x.detach().double().requires_grad_() for x in tensors]
-    wanted = results("wkv7", exact, boundaries, "reference")
-    assert_close(results("wkv7", tensors, boundaries, "triton"), wanted)
+    wanted = results("wkv7", exact, None, "reference")
+    assert_close(results("wkv7", tensors, None, "triton"), wanted)
 
 
 def test_rows_are_cut_where_heads_are_few() -> None:
