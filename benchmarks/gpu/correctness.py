@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu import models
 from benchmarks.gpu.recurrences import call, implementation_of, inputs_of, leaves, state_of
-from benchmarks.gpu.setting import Fact, Setting
+from benchmarks.gpu.setting import Fact, Setting, decoding_of
 from benchmarks.gpu.timing import apart, generator, uninitialized_is_nan
 from benchmarks.report import Figure
 from rookery.generate.batch.steps import StepRecorder
@@ -68,7 +68,7 @@ def measure_step(setting: Setting, *, size: str, dtype: str, streams: int) -> It
     memory, ids = State(*(part.clone() for part in before)), tokens[:, 0].clone()
     logits = torch.empty(streams, config.vocab_size, dtype=model.emb.weight.dtype, device=setting.device)
     recorder = StepRecorder(model)
-    name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}, {_short(dtype)}"
+    name = f"{decoding_of(size, streams)}, {_short(dtype)}"
     yield Fact(name=f"{name}: step", value=recorder.implementation(streams) or "operators")
     read = recorder.record(ids, memory, logits)
     # Recording has read tokens already.

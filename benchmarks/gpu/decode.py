@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from benchmarks.gpu import models
 from benchmarks.gpu.floors import decode_bytes
-from benchmarks.gpu.setting import Fact, Setting
+from benchmarks.gpu.setting import Fact, Setting, decoding_of
 from benchmarks.gpu.timing import free, generator, seconds
 from benchmarks.report import Figure
 from rookery.generate import SamplingParams
@@ -33,7 +33,7 @@ def measure(setting: Setting, *, size: str, streams: int) -> Iterator[Figure | F
     for _ in range(max(1, setting.shapes.warm_up)):  # the first one records the sampler
         turn()
     each = statistics.median(seconds(setting.device, turn) for _ in range(setting.shapes.rounds)) / steps
-    name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}"
+    name = decoding_of(size, streams)
     yield Fact(name=f"{name}: step", value=decoder.implementations[streams] or "operators")
     yield Figure(f"{name}: total" if streams > 1 else name, streams / each, "tok/s")
     count = decode_bytes(config, streams)

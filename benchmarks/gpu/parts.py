@@ -12,7 +12,7 @@ from math import nan
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.gpu.setting import Shapes
+from benchmarks.gpu.setting import Shapes, decoding_of
 from benchmarks.report import Figure
 
 __all__ = ["COPY", "GROUPS", "LIMITS", "MATRIX", "MINUTES", "READ", "Part", "Stage", "stages"]
@@ -120,9 +120,10 @@ def _checks(shapes: Shapes) -> list[Part]:
                     )
                 )
     size = next(iter(shapes.models))
+    # The fewest and the most that the kernels of few streams compute.
     for streams in (1, 4):
         for dtype, (short, bound) in _STEP_ERRORS.items():
-            name = f"decode {size}, {streams} stream{'s' if streams > 1 else ''}, {short}"
+            name = f"{decoding_of(size, streams)}, {short}"
             parts.append(
                 Part(
                     name=f"{name} against float64",
@@ -178,7 +179,7 @@ def _training(shapes: Shapes) -> Iterable[Part]:
 
 
 def _decoding(size: str, shapes: Shapes) -> Iterable[tuple[Part, float]]:
-    one, many = f"decode {size}, 1 stream", f"decode {size}, {shapes.streams} streams"
+    one, many = decoding_of(size, 1), decoding_of(size, shapes.streams)
     options = {"size": size, "streams": 1}
     promised = _promise(f"{one}: of the limit by bytes read", "ratio", 0.70)
     # A third of it for compiling.

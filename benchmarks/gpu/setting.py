@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rookery.config import ModelConfig, preset, sized
 
-__all__ = ["FULL", "H100", "TINY", "Fact", "Limits", "Rates", "Setting", "Shapes", "rates_of"]
+__all__ = ["FULL", "H100", "TINY", "Fact", "Limits", "Rates", "Setting", "Shapes", "decoding_of", "rates_of"]
 
 Compile = Literal["auto", "on", "off"]
 
@@ -25,6 +25,11 @@ class Rates:
 
 H100 = Rates(bandwidth=3.35e12, bf16=989e12, tf32=495e12)
 SHEETS = {"H100": H100, "H200": Rates(bandwidth=4.8e12, bf16=989e12, tf32=495e12)}
+
+
+def decoding_of(size: str, streams: int) -> str:
+    """What figures of so many streams of a model begin with."""
+    return f"decode {size}, {streams} stream{'s' if streams > 1 else ''}"
 
 
 def rates_of(device: str) -> Rates | None:

@@ -72,13 +72,13 @@ def variant(text: str) -> Variant:
     """Choices by name, from ``NAME=VALUE,...``; numbers are numbers.
 
     Raises:
-        argparse.ArgumentTypeError: the text is none.
+        ValueError: the text is none.
     """
     choices = {}
     for each in filter(None, text.split(",")):
         name, equals, value = each.partition("=")
         if not equals or not value:
-            raise argparse.ArgumentTypeError(f"{each!r} is not NAME=VALUE")
+            raise ValueError(f"{each!r} is not NAME=VALUE")
         choices[name] = int(value) if value.isdecimal() else value
     return choices
 
@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for choices in variants.values():
             with chosen(options.recurrence, choices):
                 pass
-    except (argparse.ArgumentTypeError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     setting = Setting(
         device="cpu" if options.dry_run else "cuda", tiny=options.dry_run, seed=secrets.randbelow(1 << 31)

@@ -77,7 +77,7 @@ def _inputs(name: str, dtype: torch.dtype, B: int, T: int, H: int, K: int) -> li
 
 
 def recurrence(name: str, *shapes: tuple[torch.dtype, int, int, int, int]) -> None:
-    """Forward and backward, at sizes B, T, H, K; rows of one token more than a multiple have documents."""
+    """Forward and backward, at sizes B, T, H, K; rows that end inside a chunk have documents."""
     for dtype, B, T, H, K in shapes:
         inputs = _inputs(name, dtype, B, T, H, K)
         starts = torch.zeros(B, T, dtype=torch.bool) if T % 16 else None
@@ -117,8 +117,8 @@ def elementwise() -> None:
     B, T, H, K = 2, 32, 4, 64
     row, channels = (B, T, H * K), (H * K,)
 
-    def numbers(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.zeros(shape, dtype=dtype).requires_grad_()
+    def numbers(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.bfloat16).requires_grad_()
 
     starts = torch.zeros(B, T, dtype=torch.bool)
     first = {"w0": numbers(*channels), "a0": numbers(*channels), "k_k": numbers(*channels)}
@@ -144,10 +144,11 @@ def elementwise() -> None:
     targets, losses = torch.zeros(4, dtype=torch.int64), torch.zeros(4)
     cross_entropy.softmax_by_triton(torch.zeros(4, 65536), targets, losses, -100, 0.1, True)
     x, scales = torch.zeros(1, 128, dtype=torch.bfloat16), torch.zeros(64, 4, dtype=torch.float16)
-    for block in ((64, 4, 32), (64, 4, 16)):
-        kind = torch.int8 if block[2] == 32 else torch.uint8
+    # Blocks of 32 numbers, of 8 bits, and two of 4 bits in a byte.
+    for kind, count in ((torch.int8, 32), (torch.uint8, 16)):
+        blocks = torch.zeros(64, 4, count, dtype=kind)
         for rows in (1, 40):
-            quantized_linear_triton(x.expand(rows, 128).contiguous(), torch.zeros(block, dtype=kind), scales)
+            quantized_linear_triton(x.expand(rows, 128).contiguous(), blocks, scales)
 
 
 # Heads that fill a GPU, and rows of few heads that are cut.

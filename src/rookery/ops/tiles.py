@@ -11,6 +11,7 @@ import triton.language as tl
 __all__ = [
     "below",
     "documents",
+    "horizon",
     "load_row",
     "load_state",
     "load_tile",
@@ -73,6 +74,13 @@ def documents(pointer, start, T, token, STARTS: tl.constexpr):
     else:
         begun = token * 0
     return begun
+
+
+@triton.jit
+def horizon(begun):
+    """[C, 1]: which tokens see the state before a chunk, which reach that after it; and its last document."""
+    last = tl.max(begun, axis=0)
+    return (begun == 0)[:, None], (begun == last)[:, None], last
 
 
 @triton.jit

@@ -28,6 +28,7 @@ import triton.language as tl
 from rookery.ops.tiles import (
     below,
     documents,
+    horizon,
     load_row,
     load_state,
     load_tile,
@@ -206,8 +207,7 @@ def _back(
     dY = load_tile(dy, start, T, value_stride, V, token, value)
     high, low = _parts(lw)
     begun = documents(starts, start, T, token, STARTS)
-    last = tl.max(begun, axis=0)
-    sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
+    sees, reaches, last = horizon(begun)
     # The present token, whose score is own, reads itself by the bonus.
     own = tl.sum(row_r * bonus[None, :] * row_k, axis=1)
     down = tl.sum(dY * row_v, axis=1)[:, None]

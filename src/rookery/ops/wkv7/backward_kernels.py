@@ -1,4 +1,4 @@
-"""The backward pass of RWKV-7's recurrence as a Triton kernel; names and layouts are those of ``kernels.py``.
+"""The backward pass of RWKV-7's recurrence as Triton kernels; names and layouts are those of ``kernels.py``.
 
 It takes the spans of a row in reverse. In each it first goes forward from the state that the forward pass
 kept and puts the states before its chunks into a scratch memory that stays in the cache, and then goes
@@ -6,8 +6,8 @@ backward over the chunks. A span that went token by token does so here, forming 
 that of its chunk.
 
 Where heads are few, stretches of a row are gone through at once. What each of them begins with, the gradient
-of the state after it, `retreat` finds before: the gradient of a state alone is a third of the work, and its
-columns do not depend on each other, so that programs share the value channels of a head.
+of the state after it, `retreat` finds before: the gradient of a state alone is a fifth of the instructions,
+and its columns do not depend on each other, so that programs share the value channels of a head.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -19,6 +19,7 @@ import triton.language as tl
 from rookery.ops.tiles import (
     below,
     documents,
+    horizon,
     load_row,
     load_state,
     load_tile,
@@ -27,7 +28,7 @@ from rookery.ops.tiles import (
     store_state,
     store_tile,
 )
-from rookery.ops.wkv7.kernels import advance, advance_by_tokens, first_half, goes_by_tokens, step
+from rookery.ops.wkv7.kernels import advance, advance_by_tokens, decays, goes_by_tokens, step
 
 __all__ = ["backward", "retreat"]
 
@@ -105,10 +106,8 @@ def _back(
     dY = load_tile(dy, start, T, value_stride, V, token, value)
     M = tl.load(inverse + token[:, None] * C + token[None, :])
     begun = documents(starts, start, T, token, STARTS)
-    last = tl.max(begun, axis=0)
-    sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    total = tl.cumsum(lw, axis=0) - middle[None, :]
+    sees, reaches, last = horizon(begun)
+    total, middle, whole = decays(lw, token, C)
     onward, to, undo = tl.exp(total), tl.exp(total - lw), tl.exp(-total)
     r_out *= onward
     a_out *= to
@@ -198,10 +197,8 @@ def _retreat(
     dY = load_tile(dy, start, T, value_stride, V, token, value)
     M = tl.load(inverse + token[:, None] * C + token[None, :])
     begun = documents(starts, start, T, token, STARTS)
-    last = tl.max(begun, axis=0)
-    sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    total = tl.cumsum(lw, axis=0) - middle[None, :]
+    sees, reaches, last = horizon(begun)
+    total, middle, whole = decays(lw, token, C)
     r_out *= tl.exp(total)
     a_out *= tl.exp(total - lw)
     b_in *= tl.exp(-total)
@@ -213,13 +210,13 @@ def _retreat(
 
 @triton.jit
 def retreat(
-    r, log_w, a, b, starts, inverses, dy, dafter, dends, T, H, STRETCH,
+    r, log_w, a, b, starts, inverses, dy, dafter, dafters, T, H, STRETCH,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
     STARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the state after each stretch of so many spans; grid (B H, blocks of V).
+    """The gradient of the state after each stretch of STRETCH spans; grid (B H, blocks of V).
 
-    dends: [B, H, stretches, K, V] float32, written.
+    dafters: [B, H, stretches, K, V] float32, written.
     """
     head = tl.program_id(0).to(tl.int64)
     at = head // H * T * H + head % H
@@ -231,9 +228,9 @@ def retreat(
     inverses += head * chunks * C * C
     spans = tl.cdiv(chunks, SPAN)
     stretches = tl.cdiv(spans, STRETCH)
-    dends += head * stretches * K * V
+    dafters += head * stretches * K * V
     dS = load_state(dafter + head * K * V, channel, value, K, V)
-    store_state(dends + (stretches - 1) * K * V, dS, channel, value, K, V)
+    store_state(dafters + (stretches - 1) * K * V, dS, channel, value, K, V)
     # The first stretch needs only the gradient of the state after it.
     for back_span in range(STRETCH, spans):
         span = STRETCH + spans - 1 - back_span
@@ -251,19 +248,19 @@ def retreat(
                     H * K, K, V, H * V, token, channel, value, C, STARTS, PRECISION,
                 )  # fmt: skip
         if span % STRETCH == 0:
-            store_state(dends + (span // STRETCH - 1) * K * V, dS, channel, value, K, V)
+            store_state(dafters + (span // STRETCH - 1) * K * V, dS, channel, value, K, V)
 
 
 @triton.jit
 def backward(
-    r, log_w, k, v, a, b, starts, inverses, states, after, dy, dends,
+    r, log_w, k, v, a, b, starts, inverses, states, after, dy, dafters,
     dr, dlog_w, dk, dv, da, db, dbefore, scratch, T, H, STRETCH,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
     STARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of all inputs, from the states that `forward` kept; grid (B H, stretches).
 
-    dends: [B, H, stretches, K, V] float32, the gradient of the state after each stretch of STRETCH spans.
+    dafters: [B, H, stretches, K, V] float32, the gradient of the state after each stretch of STRETCH spans.
     scratch: [B, H, stretches, SPAN, K, V] float32, of this kernel's own.
     """
     head, stretch = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -282,7 +279,7 @@ def backward(
     following = after + head * K * V
     if end_span < spans:
         following = states + (head * spans + end_span) * K * V
-    dS = load_state(dends + own * K * V, channel, value, K, V)
+    dS = load_state(dafters + own * K * V, channel, value, K, V)
     dend = tl.sum(dS * load_state(following, channel, value, K, V), axis=1)
     for back_span in range(first_span, end_span):
         span = first_span + end_span - 1 - back_span

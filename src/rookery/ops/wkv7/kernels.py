@@ -28,6 +28,7 @@ import triton.language as tl
 from rookery.ops.tiles import (
     below,
     documents,
+    horizon,
     load_row,
     load_state,
     load_tile,
@@ -41,7 +42,7 @@ __all__ = [
     "advance",
     "advance_by_tokens",
     "compose",
-    "first_half",
+    "decays",
     "forward",
     "goes_by_tokens",
     "solve",
@@ -54,9 +55,10 @@ STRONGEST: tl.constexpr = tl.constexpr(-5.0)
 
 
 @triton.jit
-def first_half(log_w, token, C: tl.constexpr):
-    """[K]: the sum of log_w up to the chunk's middle, the origin of its decays."""
-    return tl.sum(tl.where(token[:, None] < C // 2, log_w, 0.0), axis=0)
+def decays(log_w, token, C: tl.constexpr):
+    """Sums of a chunk's log_w: [C, K] from its middle up to each token, [K] up to its middle, and of all."""
+    middle = tl.sum(tl.where(token[:, None] < C // 2, log_w, 0.0), axis=0)
+    return tl.cumsum(log_w, axis=0) - middle[None, :], middle, tl.sum(log_w, axis=0)
 
 
 @triton.jit
@@ -95,7 +97,7 @@ def solve(
     strong = tl.min(tl.min(lw, axis=1), axis=0) < STRONGEST
     # Its decays would overflow.
     lw = tl.where(strong, 0.0, lw)
-    total = tl.cumsum(lw, axis=0) - first_half(lw, token, C)[None, :]
+    total, _, _ = decays(lw, token, C)
     reader = load_tile(a + first, start, T, stride, K, token, channel) * tl.exp(total - lw)
     writer = load_tile(b + first, start, T, stride, K, token, channel) * tl.exp(-total)
     scores = below(product(reader, tl.trans(writer), PRECISION), begun, token, False)
@@ -154,10 +156,8 @@ def advance(
     a_out = load_tile(a, start, T, stride, K, token, channel)
     M = tl.load(inverse + token[:, None] * C + token[None, :])
     begun = documents(starts, start, T, token, STARTS)
-    last = tl.max(begun, axis=0)
-    sees, reaches = (begun == 0)[:, None], (begun == last)[:, None]
-    middle, whole = first_half(lw, token, C), tl.sum(lw, axis=0)
-    total = tl.cumsum(lw, axis=0) - middle[None, :]
+    sees, reaches, last = horizon(begun)
+    total, middle, whole = decays(lw, token, C)
     undo = tl.exp(-total)
     b_in *= undo
     a_out *= tl.exp(total - lw)

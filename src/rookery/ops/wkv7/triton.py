@@ -247,19 +247,19 @@ def _backward(
     r, log_w, k, v, a, b, dy = (contiguous(x) for x in (r, log_w, k, v, a, b, dy))
     sizes = _sizes(K, V, starts, r, k, v, a, b)
     marks = marks_of(starts, dy)
-    dends = states.new_zeros(B, H, 1, K, V) if dafter is None else contiguous(dafter).unsqueeze(2)
+    dafters = states.new_zeros(B, H, 1, K, V) if dafter is None else contiguous(dafter).unsqueeze(2)
     stretch = backward_stretch(spans, B * H)
     stretches = -(-spans // stretch)
     T = v.shape[1]
     if stretches > 1:
-        dafter, dends = dends, states.new_empty(B, H, stretches, K, V)
+        dafter, dafters = dafters, states.new_empty(B, H, stretches, K, V)
         width = value_block(B * H, V)
         kernels.retreat[(B * H, -(-V // width))](
-            *(r, log_w, a, b, marks, inverses, dy, dafter, dends, T, H, stretch), **sizes | {"BV": width}
+            *(r, log_w, a, b, marks, inverses, dy, dafter, dafters, T, H, stretch), **sizes | {"BV": width}
         )
     scratch = states.new_empty(B, H, stretches, SPAN, K, V)
     kernels.backward[(B * H, stretches)](
-        *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dends),
+        *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dafters),
         *(*gradients, scratch, T, H, stretch),
         **sizes | {"num_warps": backward_warps(K, V)},
     )
