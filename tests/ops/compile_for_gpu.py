@@ -109,11 +109,12 @@ def elementwise() -> None:
     from rookery.ops.fused import cross_entropy, operators
     from rookery.ops.quantized.triton import quantized_linear_triton
 
-    operators.SERVED["cpu"] = READS
-    for name in ("token_shift", "squared_relu", "rwkv7_inputs", "rwkv7_output"):
+    operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
+    for name in ("add_norm", "token_shift", "squared_relu", "rwkv7_inputs", "rwkv7_output"):
         module: Any = import_module(f"rookery.ops.fused.{name}")
-        module._forward.register_kernel("cpu")(module._forward_by_triton)
-        module._backward.register_kernel("cpu")(module._backward_by_triton)
+        for operator in ("_forward", "_backward"):
+            by_triton = getattr(module, f"{operator}_by_triton", getattr(module, operator)._init_fn)
+            getattr(module, operator).register_kernel("cpu")(by_triton)
     B, T, H, K = 2, 32, 4, 64
     row, channels = (B, T, H * K), (H * K,)
 
@@ -122,7 +123,10 @@ def elementwise() -> None:
 
     starts = torch.zeros(B, T, dtype=torch.bool)
     first = {"w0": numbers(*channels), "a0": numbers(*channels), "k_k": numbers(*channels)}
+    wide, channels_of = torch.zeros(row, requires_grad=True), [numbers(*channels) for _ in range(2)]
     for made in (
+        fused.add_norm(wide, numbers(*row), *channels_of, epsilon=1e-5),
+        fused.add_norm(numbers(*row), None, *channels_of, epsilon=1e-5),
         fused.token_shift(numbers(*row), None, [numbers(1, 1, H * K) for _ in range(6)], starts=starts),
         fused.token_shift(numbers(*row), numbers(B, H * K), [numbers(*row)], starts=None, to_present=True),
         [fused.squared_relu(numbers(*row))],

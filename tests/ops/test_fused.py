@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 
 from rookery.ops import native
-from rookery.ops.fused import Mix7, operators, rwkv7_inputs, rwkv7_output, squared_relu, token_shift
+from rookery.ops.fused import (
+    Mix7,
+    add_norm,
+    operators,
+    rwkv7_inputs,
+    rwkv7_output,
+    squared_relu,
+    token_shift,
+)
+from rookery.ops.fused.add_norm import add_norm_formula
 from rookery.ops.fused.rwkv7_inputs import rwkv7_inputs_formula
 from rookery.ops.fused.rwkv7_output import rwkv7_output_formula
 from rookery.ops.fused.squared_relu import squared_relu_formula
@@ -74,7 +83,25 @@ def output7(function: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
+def sum_and_norm(function: Callable[..., object]) -> Callable[..., object]:
+    def call(x, y, weight, bias) -> object:
+        return function(x, y, weight, bias, epsilon=1e-5)
+
+    return call
+
+
+def norm_alone(function: Callable[..., object]) -> Callable[..., object]:
+    """With another use of x, whose gradient has to come through."""
+
+    def call(x, weight, bias) -> object:
+        return function(x, None, weight, bias, epsilon=1e-5)
+
+    return call
+
+
 CASES = {
+    "add_norm": Case([row, row, (A,), (A,)], sum_and_norm(add_norm), sum_and_norm(add_norm_formula)),
+    "norm alone": Case([row, (A,), (A,)], norm_alone(add_norm), norm_alone(add_norm_formula)),
     "squared_relu": Case([row], squared_relu, squared_relu_formula),
     "inputs7": Case(
         [*[row] * 4, *[vector] * 4, row, row, vector],
@@ -113,7 +140,7 @@ def assert_close(got: list[Tensor], wanted: list[Tensor], bound: float) -> None:
         assert (x.double() - y).norm() <= bound * y.norm(), i
 
 
-NAMES = ("rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift")
+NAMES = ("add_norm", "rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift")
 MODULES = [import_module(f"rookery.ops.fused.{name}") for name in NAMES]
 KERNELS = [] if native.kernels is None else native.kernels.available_instruction_sets()
 
@@ -132,10 +159,13 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     elif not interpreting():
         yield "cuda"
     else:
-        monkeypatch.setitem(operators.SERVED, "cpu", READS)
+        for table in (operators.SERVED, operators.TRITON_SERVED):
+            monkeypatch.setitem(table, "cpu", READS)
         for module in MODULES:
-            module._forward.register_kernel("cpu")(module._forward_by_triton)
-            module._backward.register_kernel("cpu")(module._backward_by_triton)
+            for operator in ("_forward", "_backward"):
+                # One that has kernels in Triton alone is defined by them.
+                by_triton = getattr(module, f"{operator}_by_triton", getattr(module, operator)._init_fn)
+                getattr(module, operator).register_kernel("cpu")(by_triton)
         yield "cpu"
         for operator in (each for module in MODULES for each in (module._forward, module._backward)):
             operator.register_kernel("cpu")(operator._init_fn)
@@ -175,6 +205,8 @@ def test_bfloat16_is_rounded_at_the_ends_alone(case: Case, parameters: torch.dty
 every_operator = pytest.mark.parametrize(
     "name",
     [
+        "add_norm",
+        "norm alone",
         "squared_relu",
         "inputs7",
         "output7",
@@ -215,6 +247,36 @@ def test_a_gpu_gets_results_in_the_dtype_that_matrix_products_read(
     decays = [torch.float32] if name == "inputs7" else []
     assert [x.dtype for x in got[:count]] == decays + [torch.bfloat16] * (count - len(decays))
     assert [x.dtype for x in got[count:]] == [x.dtype for x in tensors]
+
+
+@only_triton
+def test_the_residual_stream_stays_wide_under_autocast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 that a bfloat16 output of a layer is added to; each gets its gradient in its own dtype."""
+    monkeypatch.setattr(operators, "NARROWS", (device,))
+    case = CASES["add_norm"]
+    x, y, weight, bias = case.inputs(torch.float32, device)
+    y = y.detach().bfloat16().requires_grad_()
+    exact = [each.detach().double().requires_grad_() for each in (x, y, weight, bias)]
+    with torch.autocast(device, torch.bfloat16):
+        total, normal, *gradients = results(case.fused, [x, y, weight, bias])
+    dtypes = [each.dtype for each in (total, normal, *gradients)]
+    assert dtypes == [torch.float32, torch.bfloat16, *(each.dtype for each in (x, y, weight, bias))]
+    assert torch.equal(total, x + y)
+    # Triton's interpreter cuts off what does not fit into bfloat16.
+    assert_close([gradients[1]], [gradients[0].double()], 4e-3)
+    wanted = results(case.formula, exact)
+    assert_close([total], wanted[:1], 1e-7)
+    assert_close([normal, *gradients], wanted[1:], 4e-3)
+
+
+@only_triton
+def test_gradients_of_a_norm_are_added_up_over_many_programs(device: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((3, 1401, 16), (16,), (16,))]
+    single = [x.to(device).requires_grad_() for x in tensors]
+    double = [x.detach().double().requires_grad_() for x in single]
+    case = CASES["norm alone"]
+    assert_close(results(case.fused, single), results(case.formula, double), 2e-6)
 
 
 @only_triton
@@ -291,6 +353,15 @@ def test_torch_finds_no_fault_with_the_operators() -> None:
 
 
 @only_triton
+def test_torch_finds_no_fault_with_the_sum_and_its_norm(device: str) -> None:
+    x, y, weight, bias = (each.detach() for each in CASES["add_norm"].inputs(torch.float32, device))
+    for added, narrow in ((y.bfloat16(), torch.bfloat16), (None, None)):
+        torch.library.opcheck(OPERATORS.add_norm.default, (x, added, weight, bias, 1e-5, narrow))
+        arguments = (x, weight, bias, x, y, 1e-5, narrow)
+        torch.library.opcheck(OPERATORS.add_norm_backward.default, arguments)
+
+
+@only_triton
 def test_torch_compile_sees_through_autocast(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With one graph for all, and the dtypes of a GPU."""
     monkeypatch.setattr(operators, "NARROWS", (device,))
@@ -302,7 +373,9 @@ def test_torch_compile_sees_through_autocast(device: str, monkeypatch: pytest.Mo
             made = case.fused(*tensors)
             assert isinstance(made, tuple)
             (shifted,) = token_shift(tensors[0], None, [tensors[4]])
-        return [*made, shifted]
+            total, normal = add_norm(tensors[0], shifted, tensors[4][0, 0], tensors[5][0, 0], epsilon=1e-5)
+            same, again = add_norm(total, None, tensors[4][0, 0], tensors[5][0, 0], epsilon=1e-5)
+        return [*made, shifted, same, normal, again]
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for x, y in zip(results(compiled, tensors), results(call, tensors), strict=True):

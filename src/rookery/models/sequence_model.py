@@ -20,6 +20,7 @@ from rookery.errors import ConfigError
 from rookery.models.channel_mixing import ChannelMixing
 from rookery.models.initial import orthogonal, uniform
 from rookery.models.time_mixing import Sizes, TimeMixing
+from rookery.ops.fused import add_norm
 
 __all__ = ["Block", "LayerState", "SequenceModel"]
 
@@ -90,13 +91,21 @@ class Block(nn.Module):
             [B, T, D], the new state, and ``v_first`` for the next block.
         """
         time_mixing, channel_shift = state if state is not None else (None, None)
-        x = self.ln0(x)
+        x, normal = _add_norm(self.ln0(x), None, self.ln1)
         y, time_mixing, v_first = self.att(
-            self.ln1(x), time_mixing, v_first, starts=starts, implementation=implementation
+            normal, time_mixing, v_first, starts=starts, implementation=implementation
         )
-        middle = x + y
-        y, channel_shift = self.ffn(self.ln2(x if self.parallel else middle), channel_shift, starts=starts)
-        return middle + y, LayerState(time_mixing, channel_shift), v_first
+        if self.parallel:
+            x, normal = _add_norm(x, None, self.ln2)
+            x = x + y
+        else:
+            x, normal = _add_norm(x, y, self.ln2)
+        y, channel_shift = self.ffn(normal, channel_shift, starts=starts)
+        return x + y, LayerState(time_mixing, channel_shift), v_first
+
+
+def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return add_norm(x, y, norm.weight, norm.bias, epsilon=norm.eps)
 
 
 class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
@@ -157,7 +166,7 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         for block, before in zip(self.blocks, layers, strict=True):
             x, layer_state, v_first = block(x, before, v_first, starts=starts, implementation=implementation)
             after.append(layer_state)
-        x = self.ln_out(x[:, -1:] if last_only else x)
+        _, x = _add_norm(x[:, -1:] if last_only else x, None, self.ln_out)
         return self.head(x) if head else x, self.join_state(after)
 
     def step_in_place(
@@ -182,7 +191,7 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
             for old, new in zip(tree_leaves(state), tree_leaves(after), strict=True):
                 if new is not old:
                     old.copy_(new)
-        return self.head(self.ln_out(x))[:, 0]
+        return self.head(_add_norm(x, None, self.ln_out)[1])[:, 0]
 
     @abstractmethod
     def check_state(self, state: ModelState, streams: int) -> None:

@@ -1,12 +1,13 @@
 """What a model does between its matrix products and its recurrence, each as one differentiable function.
 
 Each has a formula in plain torch, for every device and dtype, and a ``torch.library`` operator over C++
-(``csrc/mixing.h``), forward and backward, that a CPU uses in float32 and bfloat16: one pass over memory
-instead of one for each sum and product.
+(``csrc/mixing.h``), forward and backward, that a CPU uses in float32 and bfloat16, and over Triton that a GPU
+uses: one pass over memory instead of one for each sum and product. `add_norm` has Triton's alone.
 """
 
 from __future__ import annotations
 
+from rookery.ops.fused.add_norm import add_norm
 from rookery.ops.fused.cross_entropy import linear_cross_entropy
 from rookery.ops.fused.rwkv7_inputs import Inputs7, Mix7, rwkv7_inputs
 from rookery.ops.fused.rwkv7_output import rwkv7_output
@@ -16,6 +17,7 @@ from rookery.ops.fused.token_shift import token_shift
 __all__ = [
     "Inputs7",
     "Mix7",
+    "add_norm",
     "linear_cross_entropy",
     "rwkv7_inputs",
     "rwkv7_output",

@@ -20,14 +20,18 @@ __all__ = [
     "narrows",
     "power_of_two",
     "product_dtype",
+    "triton_serves",
     "widest",
 ]
 
+TRITON_SERVED: dict[str, tuple[torch.dtype, ...]] = {"cuda": triton.READS if triton.INSTALLED else ()}
+"""The types of device that Triton's kernels run on, and the dtypes that these read."""
+
 SERVED: dict[str, tuple[torch.dtype, ...]] = {
     "cpu": () if native.kernels is None else native.READS,
-    "cuda": triton.READS if triton.INSTALLED else (),
+    **TRITON_SERVED,
 }
-"""The types of device that have kernels, and the dtypes that these read."""
+"""The types of device that have kernels of either kind, likewise."""
 
 NARROWS = ("cuda",)
 """The types of device for which `narrows` is true."""
@@ -35,10 +39,18 @@ NARROWS = ("cuda",)
 
 def kernels_serve(*tensors: Tensor | None) -> bool:
     """Whether the kernels can compute with these: all on one type of device, each of a dtype they read."""
-    given = [x for x in tensors if x is not None]
-    device = given[0].device.type
-    dtypes = SERVED.get(device, ())
-    return all(x.device.type == device and x.dtype in dtypes for x in given)
+    return _served(SERVED, [x for x in tensors if x is not None])
+
+
+def triton_serves(*tensors: Tensor) -> bool:
+    """Likewise for operators that have kernels in Triton alone."""
+    return _served(TRITON_SERVED, tensors)
+
+
+def _served(table: dict[str, tuple[torch.dtype, ...]], tensors: Sequence[Tensor]) -> bool:
+    device = tensors[0].device.type
+    dtypes = table.get(device, ())
+    return all(x.device.type == device and x.dtype in dtypes for x in tensors)
 
 
 def widest(*tensors: Tensor) -> torch.dtype:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["add_up", "head_tile", "numbers", "put", "put_sum", "take"]
+__all__ = ["add_up", "head_tile", "normalise", "numbers", "put", "put_sum", "take"]
 
 
 @triton.jit
@@ -47,6 +47,14 @@ def head_tile(rows, H, K: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
     place = row[:, None] * (H * K) + channel[None, :]
     inside = (first + row < rows)[:, None] & (channel < K)[None, :]
     return first * (H * K) + head * K, head * K, block.to(tl.int64), place, inside, channel
+
+
+@triton.jit
+def normalise(x, inside, epsilon, width):
+    """x of mean 0 and variance 1 in each row, and what it was divided by, inverted."""
+    centred = tl.where(inside, x - (tl.sum(x, axis=1) / width)[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / width + epsilon)
+    return centred * inverse[:, None], inverse
 
 
 @triton.jit

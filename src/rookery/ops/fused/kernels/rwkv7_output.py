@@ -9,17 +9,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rookery.ops.fused.kernels.parts import head_tile, numbers, put, put_sum, take
+from rookery.ops.fused.kernels.parts import head_tile, normalise, numbers, put, put_sum, take
 
 __all__ = ["backward", "forward"]
-
-
-@triton.jit
-def _normal(y, inside, epsilon, K: tl.constexpr):
-    """y of mean 0 and variance 1 in each row, and what it was divided by, inverted."""
-    centred = tl.where(inside, y - (tl.sum(y, axis=1) / K)[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / K + epsilon)
-    return centred * inverse[:, None], inverse
 
 
 @triton.jit
@@ -42,7 +34,7 @@ def forward(
 ):
     """Grid (cdiv(rows, BR) H,)."""
     tile, own, _block, place, inside, channel = head_tile(rows, H, K, BR, BK)
-    normal, _inverse = _normal(take(y + tile, place, inside), inside, epsilon, K)
+    normal, _inverse = normalise(take(y + tile, place, inside), inside, epsilon, K)
     product = take(r + tile, place, inside) * take(k + tile, place, inside)
     bonus = tl.sum(product * numbers(r_k + own, channel, K), axis=1)
     found = normal * numbers(weight + own, channel, K) + numbers(bias + own, channel, K)
@@ -84,7 +76,7 @@ def backward(
     receptance, key = take(r + tile, place, inside), take(k + tile, place, inside)
     bonus_key = numbers(r_k + own, channel, K)
     bonus = tl.sum(receptance * key * bonus_key, axis=1)
-    normal, inverse = _normal(take(y + tile, place, inside), inside, epsilon, K)
+    normal, inverse = normalise(take(y + tile, place, inside), inside, epsilon, K)
     scale = numbers(weight + own, channel, K)
     found = normal * scale + numbers(bias + own, channel, K) + bonus[:, None] * value
     put(dg + tile, on_result * found, place, inside)
