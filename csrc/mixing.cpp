@@ -81,9 +81,9 @@ void squared_relu_forward(const Sequence& x, const Sequence& y, int64_t n, int t
              [&](int64_t begin, int64_t end) { kernels().mixing.squared_relu_forward(x, y, begin, end); });
 }
 
-void squared_relu_backward(const Sequence& x, const Sequence& dy, const Sequence& dx, int64_t n, int threads) {
+void squared_relu_backward(const Sequence& y, const Sequence& dy, const Sequence& dx, int64_t n, int threads) {
   run_ranges(Ranges(n, 1, threads, 64), threads,
-             [&](int64_t begin, int64_t end) { kernels().mixing.squared_relu_backward(x, dy, dx, begin, end); });
+             [&](int64_t begin, int64_t end) { kernels().mixing.squared_relu_backward(y, dy, dx, begin, end); });
 }
 
 }  // namespace rookery

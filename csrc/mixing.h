@@ -60,9 +60,9 @@ void inputs7_forward(const Inputs7& x, int threads);
 void inputs7_backward(const Inputs7& x, int threads);
 void output7_forward(const Output7& x, int threads);
 void output7_backward(const Output7& x, int threads);
-// y = max(x, 0)^2, n numbers in a run; and dx = 2 max(x, 0) dy.
+// y = max(x, 0)^2, n numbers in a run; and dx = 2 sqrt(y) dy: y is kept by the product that reads it, x then by none.
 void squared_relu_forward(const Sequence& x, const Sequence& y, int64_t n, int threads);
-void squared_relu_backward(const Sequence& x, const Sequence& dy, const Sequence& dx, int64_t n, int threads);
+void squared_relu_backward(const Sequence& y, const Sequence& dy, const Sequence& dx, int64_t n, int threads);
 
 // Tokens (or numbers) [begin, end) of all B T; `sums` are this range's, zero at first.
 struct MixingKernels {
@@ -73,7 +73,7 @@ struct MixingKernels {
   void (*output7_forward)(const Output7& x, int64_t begin, int64_t end);
   void (*output7_backward)(const Output7& x, int64_t begin, int64_t end, float* sums);
   void (*squared_relu_forward)(const Sequence& x, const Sequence& y, int64_t begin, int64_t end);
-  void (*squared_relu_backward)(const Sequence& x, const Sequence& dy, const Sequence& dx, int64_t begin, int64_t end);
+  void (*squared_relu_backward)(const Sequence& y, const Sequence& dy, const Sequence& dx, int64_t begin, int64_t end);
 };
 
 }  // namespace rookery

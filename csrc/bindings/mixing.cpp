@@ -185,9 +185,9 @@ void squared_relu_forward_arrays(Array x, Array y, int threads) {
   squared_relu_forward(from, to, n, threads);
 }
 
-void squared_relu_backward_arrays(Array x, Array dy, Array dx, int threads) {
-  int64_t n = static_cast<int64_t>(x.size());
-  Sequence from = run("x", x, n), given = run("dy", dy, n), to = run("dx", dx, n);
+void squared_relu_backward_arrays(Array y, Array dy, Array dx, int threads) {
+  int64_t n = static_cast<int64_t>(y.size());
+  Sequence from = run("y", y, n), given = run("dy", dy, n), to = run("dx", dx, n);
   threads = clamped_threads(threads);
   nb::gil_scoped_release release;
   squared_relu_backward(from, given, to, n, threads);
@@ -210,7 +210,7 @@ void bind_mixing(nb::module_& m) {
   m.def("rwkv7_output_backward", &output7_backward_arrays, "inputs"_a, "vectors"_a, "dresult"_a, "dinputs"_a, "sums"_a,
         "heads"_a, "epsilon"_a, "threads"_a, "Writes dinputs and sums.");
   m.def("squared_relu_forward", &squared_relu_forward_arrays, "x"_a, "y"_a, "threads"_a, "Writes y.");
-  m.def("squared_relu_backward", &squared_relu_backward_arrays, "x"_a, "dy"_a, "dx"_a, "threads"_a, "Writes dx.");
+  m.def("squared_relu_backward", &squared_relu_backward_arrays, "y"_a, "dy"_a, "dx"_a, "threads"_a, "Writes dx.");
 }
 
 }  // namespace rookery

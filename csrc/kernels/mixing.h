@@ -272,9 +272,9 @@ void squared_relu_forward(const Sequence& x, const Sequence& y, int64_t begin, i
   }
 }
 
-void squared_relu_backward(const Sequence& x, const Sequence& dy, const Sequence& dx, int64_t begin, int64_t end) {
+void squared_relu_backward(const Sequence& y, const Sequence& dy, const Sequence& dx, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += 16) {
-    Floats positive = max(zero(), read(x, i, end - i));
+    Floats positive = sqrt(read(y, i, end - i));
     write(dx, i, broadcast(2.0f) * positive * read(dy, i, end - i), end - i);
   }
 }

@@ -332,6 +332,19 @@ def test_a_key_of_zero_has_no_direction() -> None:
     assert_close(got[:5], wanted[:5], 2e-6)
 
 
+def test_squared_relu_keeps_what_the_next_product_keeps() -> None:
+    kept: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept.append(x)
+        return x
+
+    [x] = CASES["squared_relu"].inputs(torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        y = squared_relu(x)
+    assert [each.data_ptr() for each in kept] == [y.data_ptr()]
+
+
 OPERATORS = torch.ops.rookery
 
 

@@ -170,5 +170,5 @@ def rwkv7_output_backward(inputs: Sequence[Annotated[NDArray, dict(device='cpu')
 def squared_relu_forward(x: Annotated[NDArray, dict(device='cpu')], y: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
     """Writes y."""
 
-def squared_relu_backward(x: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dx: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
+def squared_relu_backward(y: Annotated[NDArray, dict(device='cpu')], dy: Annotated[NDArray, dict(device='cpu')], dx: Annotated[NDArray, dict(device='cpu')], threads: int) -> None:
     """Writes dx."""

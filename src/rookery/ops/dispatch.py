@@ -18,8 +18,6 @@ from rookery.ops.precision import full_precision
 
 __all__ = ["Implementation", "call", "check_shape", "check_state", "choose"]
 
-"""Forces the implementation that writes the state after one token over the one it was given."""
-
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 

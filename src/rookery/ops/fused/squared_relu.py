@@ -1,4 +1,7 @@
-"""max(x, 0)^2, the activation of channel mixing."""
+"""y = max(x, 0)^2, the activation of channel mixing, whose gradient is that of y times 2 sqrt(y).
+
+The product that reads y keeps it for its own gradient; x is then kept by none.
+"""
 
 from __future__ import annotations
 
@@ -48,29 +51,29 @@ def _empty(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("rookery::squared_relu_backward", mutates_args=(), device_types="cpu")
-def _backward(x: Tensor, dy: Tensor) -> Tensor:
-    dx = _empty_gradient(x, dy)
-    kernels.squared_relu_backward(contiguous(x), contiguous(dy), dx, torch.get_num_threads())
+def _backward(y: Tensor, dy: Tensor) -> Tensor:
+    dx = _empty_gradient(y, dy)
+    kernels.squared_relu_backward(contiguous(y), contiguous(dy), dx, torch.get_num_threads())
     return dx
 
 
 @_backward.register_kernel("cuda")
-def _backward_by_triton(x: Tensor, dy: Tensor) -> Tensor:
-    dx = _empty_gradient(x, dy)
-    n = x.numel()
+def _backward_by_triton(y: Tensor, dy: Tensor) -> Tensor:
+    dx = _empty_gradient(y, dy)
+    n = y.numel()
     kernels_of("squared_relu").backward[(-(-n // _BLOCK),)](
-        contiguous(x), contiguous(dy), dx, n, BLOCK=_BLOCK, num_warps=4
+        contiguous(y), contiguous(dy), dx, n, BLOCK=_BLOCK, num_warps=4
     )
     return dx
 
 
 @_backward.register_fake
-def _empty_gradient(x: Tensor, dy: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
+def _empty_gradient(y: Tensor, dy: Tensor) -> Tensor:
+    return y.new_empty(y.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(output)
 
 
 def _gradient(ctx: Any, dy: Tensor) -> Tensor:
