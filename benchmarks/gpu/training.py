@@ -1,7 +1,7 @@
 """A step of training in bfloat16, as `rookery train --bf16` does it: RWKV-7 and a GPT of the same shape.
 
 Both sides have the same loss (ours with the recipe's brake on large logits), optimizer, clipping, and the
-largest micro-batch that fits, found by halving; where not even one row fits, activations are computed again
+largest micro-batch that fits, found by halving and then to a quarter; where not even one row fits, activations are computed again
 in the backward pass. Both run as they are and compiled block by block, and the faster way of each counts.
 """
 
@@ -95,17 +95,30 @@ def mfu(parameters: int, tokens_per_second: float, operations_per_second: float)
 
 
 def largest(rows: int, attempt: Callable[[int], None]) -> int:
-    """The largest batch that fits, of `rows`, half of them, and so on; 0 where not even one row does."""
-    while rows > 0:
-        try:
-            attempt(rows)
-            return rows
-        except RuntimeError as error:
-            # Libraries that allocate for themselves say so in words alone.
-            if not isinstance(error, torch.cuda.OutOfMemoryError) and "out of memory" not in str(error):
-                raise
-            rows //= 2
-    return rows
+    """The largest batch that fits, of at most `rows`; 0 where not even one row does.
+
+    Of `rows`, half of them, and so on; and of batches larger than the one that fits by a half, a quarter and
+    three quarters.
+    """
+    found = rows
+    while found > 0 and not _fits(found, attempt):
+        found //= 2
+    if found < rows:
+        for step in (found // 2, found // 4):
+            if step and _fits(found + step, attempt):
+                found += step
+    return found
+
+
+def _fits(rows: int, attempt: Callable[[int], None]) -> bool:
+    try:
+        attempt(rows)
+    except RuntimeError as error:
+        # Libraries that allocate for themselves say so in words alone.
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "out of memory" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _rates(name: str, side: str, speed: Speed) -> Iterator[Figure | Fact]:

@@ -83,7 +83,20 @@ def test_model_flop_utilization():
     assert rates_of("NVIDIA A100-SXM4-80GB") is None
 
 
-def test_the_largest_batch_is_found_by_halving():
+@pytest.mark.parametrize(
+    ("fits", "rows", "found", "tries"),
+    [
+        (20, 16, 16, [16]),
+        (5, 16, 5, [16, 8, 4, 6, 5]),
+        (7, 16, 7, [16, 8, 4, 6, 7]),
+        (3, 32, 3, [32, 16, 8, 4, 2, 3]),
+        (1, 2, 1, [2, 1]),
+        (0, 2, 0, [2, 1]),
+    ],
+)
+def test_the_largest_batch_is_found_by_halving_and_then_to_a_quarter(
+    fits: int, rows: int, found: int, tries: list[int]
+):
     tried = []
 
     def attempt(rows: int) -> None:
@@ -91,11 +104,8 @@ def test_the_largest_batch_is_found_by_halving():
         if rows > fits:
             raise torch.cuda.OutOfMemoryError
 
-    fits = 5
-    assert training.largest(16, attempt) == 4
-    assert tried == [16, 8, 4]
-    fits = 0
-    assert training.largest(2, attempt) == 0
+    assert training.largest(rows, attempt) == found
+    assert tried == tries
 
 
 def test_the_plan_has_the_bounds():
