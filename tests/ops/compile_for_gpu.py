@@ -110,12 +110,16 @@ def elementwise() -> None:
     from rookery.ops.quantized.triton import quantized_linear_triton
 
     operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
+    operators.NARROWS = ("cpu",)
+    shifted: Any = import_module("rookery.ops.fused.shifted_products")
+    for operator in ("_fold", "_fold_backward", "_add_previous", "_spread"):
+        getattr(shifted, operator).register_kernel("cpu")(getattr(shifted, operator)._init_fn)
     for name in ("add_norm", "token_shift", "squared_relu", "rwkv7_inputs", "rwkv7_output"):
         module: Any = import_module(f"rookery.ops.fused.{name}")
         for operator in ("_forward", "_backward"):
             by_triton = getattr(module, f"{operator}_by_triton", getattr(module, operator)._init_fn)
             getattr(module, operator).register_kernel("cpu")(by_triton)
-    B, T, H, K = 2, 32, 4, 64
+    B, T, H, K = 2, 128, 4, 64
     row, channels = (B, T, H * K), (H * K,)
 
     def numbers(*shape: int) -> Tensor:
@@ -125,6 +129,13 @@ def elementwise() -> None:
     first = {"w0": numbers(*channels), "a0": numbers(*channels), "k_k": numbers(*channels)}
     wide, channels_of = torch.zeros(row, requires_grad=True), [numbers(*channels) for _ in range(2)]
     for made in (
+        fused.shifted_products(
+            numbers(*row),
+            numbers(B, H * K),
+            [numbers(1, 1, H * K)],
+            [(numbers(1, 1, H * K), numbers(H * K, rank)) for rank in (64, 256)],
+            starts=starts,
+        )[1],
         fused.add_norm(wide, numbers(*row), *channels_of, epsilon=1e-5),
         fused.add_norm(numbers(*row), None, *channels_of, epsilon=1e-5),
         fused.token_shift(numbers(*row), None, [numbers(1, 1, H * K) for _ in range(6)], starts=starts),

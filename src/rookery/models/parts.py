@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "multiply", "vector"]
+from rookery.ops.fused import multiply
+
+__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vector"]
 
 # Models are trained with it since RWKV-5.1, written as 1e-5 on outputs divided by 8. It is no detail: the
 # median variance of a head's output is near 1e-6.
@@ -42,11 +44,6 @@ def full_precision(x: Tensor) -> Tensor:
     Decays need it: those of slow channels lie within 1e-4 of 1, where bfloat16 has steps of 4e-3.
     """
     return x if x.dtype == torch.float64 else x.float()
-
-
-def multiply(x: Tensor, matrix: Tensor | nn.Module) -> Tensor:
-    """``x @ matrix`` for a parameter [inputs, outputs], or the module that a quantized model has there."""
-    return matrix(x) if isinstance(matrix, nn.Module) else x @ matrix
 
 
 def low_rank(

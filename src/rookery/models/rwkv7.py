@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp
-from rookery.models.parts import HeadNorm, low_rank, vector
+from rookery.models.parts import HeadNorm, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.ops import wkv7
-from rookery.ops.fused import Mix7, rwkv7_inputs, rwkv7_output, token_shift
+from rookery.ops.fused import Mix7, multiply, rwkv7_inputs, rwkv7_output, shifted_products
 
 __all__ = ["TimeMixing7"]
 
@@ -77,13 +77,15 @@ class TimeMixing7(TimeMixing[ModelConfig]):
         """See ``TimeMixing.forward``."""
         shift, wkv = state if state is not None else (None, None)
         H = self.config.num_heads
-        weights = (self.x_r, self.x_w, self.x_k, self.x_v, self.x_a, self.x_g)
-        x_r, x_w, x_k, x_v, x_a, x_g = token_shift(x, shift, weights, starts=starts)
+        low_rank = [(self.x_w, self.w1), (self.x_a, self.a1), (self.x_g, self.g1)]
+        if v_first is not None:
+            low_rank.append((self.x_v, self.v1))
+        (x_r, x_k, x_v), (w, a, g, *share) = shifted_products(
+            x, shift, (self.x_r, self.x_k, self.x_v), low_rank, starts=starts
+        )
         r, k, v = self.receptance(x_r), self.key(x_k), self.value(x_v)
-        w = low_rank(x_w, self.w1, self.w2, torch.tanh)
-        a = low_rank(x_a, self.a1, self.a2)
-        g = low_rank(x_g, self.g1, self.g2, torch.sigmoid)
-        mix = None if v_first is None else Mix7(v_first, low_rank(x_v, self.v1, self.v2), self.v0)
+        w, a, g = multiply(w.tanh(), self.w2), multiply(a, self.a2), multiply(g.sigmoid(), self.g2)
+        mix = None if v_first is None else Mix7(v_first, multiply(share[0], self.v2), self.v0)
         inputs = rwkv7_inputs(w, k, v, a, mix, w0=self.w0, a0=self.a0, k_k=self.k_k, k_a=self.k_a, heads=H)
         k, v = inputs.k, inputs.v
         if v_first is None:

@@ -11,6 +11,7 @@ from rookery.ops.fused.add_norm import add_norm
 from rookery.ops.fused.cross_entropy import linear_cross_entropy
 from rookery.ops.fused.rwkv7_inputs import Inputs7, Mix7, rwkv7_inputs
 from rookery.ops.fused.rwkv7_output import rwkv7_output
+from rookery.ops.fused.shifted_products import multiply, shifted_products
 from rookery.ops.fused.squared_relu import squared_relu
 from rookery.ops.fused.token_shift import token_shift
 
@@ -19,8 +20,10 @@ __all__ = [
     "Mix7",
     "add_norm",
     "linear_cross_entropy",
+    "multiply",
     "rwkv7_inputs",
     "rwkv7_output",
+    "shifted_products",
     "squared_relu",
     "token_shift",
 ]

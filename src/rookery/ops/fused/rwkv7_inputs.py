@@ -88,6 +88,8 @@ def rwkv7_inputs(
         Each [B, T, A]: log_w in float32 (float64), v in its dtype, k in the widest dtype of what it is made
         of, a and b in float32 (float64). On a GPU k is in autocast's dtype where that is on, and a and b are
         in k's: of 16 bits the recurrence reads half as much, and multiplies it in one product, not in three.
+        So is log_w where that is bfloat16, whose rounding moves no horizon by more than 1/256; float16 would
+        lose the slow channels.
     """
     mixed = () if mix is None else mix
     if not kernels_serve(w, k, v, a, *mixed, w0, a0, k_k, k_a):
@@ -181,9 +183,10 @@ def _empty_results(
     """log_w, k, -kappa, kappa a, and where there is a mix v; dtype: of k, -kappa and kappa a."""
     _, k, a, *mixed = inputs
     full = torch.float32
-    dtypes = (
-        (full, widest(k, a, vectors[1], vectors[4]), full, full) if dtype is None else (full, *[dtype] * 3)
-    )
+    if dtype is None:
+        dtypes = (full, widest(k, a, vectors[1], vectors[4]), full, full)
+    else:
+        dtypes = (full if dtype == torch.float16 else dtype, *[dtype] * 3)
     results = [k.new_empty(k.shape, dtype=each) for each in dtypes]
     return [*results, mixed[0].new_empty(k.shape)] if mixed else results
 

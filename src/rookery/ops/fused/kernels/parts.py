@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["add_up", "head_tile", "normalise", "numbers", "put", "put_sum", "take"]
+__all__ = ["add_up", "head_tile", "normalise", "numbers", "put", "put_sum", "stream_tile", "take"]
 
 
 @triton.jit
@@ -47,6 +47,15 @@ def head_tile(rows, H, K: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
     place = row[:, None] * (H * K) + channel[None, :]
     inside = (first + row < rows)[:, None] & (channel < K)[None, :]
     return first * (H * K) + head * K, head * K, block.to(tl.int64), place, inside, channel
+
+
+@triton.jit
+def stream_tile(T, D, blocks, BT: tl.constexpr, BD: tl.constexpr):
+    """The program's stream, the first of its tokens in that stream, and its channels."""
+    columns = tl.cdiv(D, BD)
+    block = tl.program_id(0) // columns
+    channel = tl.program_id(0) % columns * BD + tl.arange(0, BD)
+    return (block // blocks).to(tl.int64), block % blocks * BT, channel
 
 
 @triton.jit

@@ -13,18 +13,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rookery.ops.fused.kernels.parts import numbers, put, put_sum, take
+from rookery.ops.fused.kernels.parts import numbers, put, put_sum, stream_tile, take
 
 __all__ = ["backward", "forward"]
-
-
-@triton.jit
-def _tile(T, D, blocks, BT: tl.constexpr, BD: tl.constexpr):
-    """The program's stream, the first of its tokens in that stream, and its channels."""
-    columns = tl.cdiv(D, BD)
-    block = tl.program_id(0) // columns
-    channel = tl.program_id(0) % columns * BD + tl.arange(0, BD)
-    return (block // blocks).to(tl.int64), block % blocks * BT, channel
 
 
 @triton.jit
@@ -86,7 +77,7 @@ def forward(
     BD: tl.constexpr,
 ):
     """Grid (B blocks cdiv(D, BD),); blocks: of BT tokens, in a stream."""
-    stream, begin, channel = _tile(T, D, blocks, BT, BD)
+    stream, begin, channel = stream_tile(T, D, blocks, BT, BD)
     token = tl.arange(0, BT)
     place = token[:, None] * D + channel[None, :]
     inside = (begin + token < T)[:, None] & (channel < D)[None, :]
@@ -123,7 +114,7 @@ def backward(
     BD: tl.constexpr,
 ):
     """Gradients; those of weights that do not vary as sums over the tile, partials [B blocks, COUNT, D]."""
-    stream, begin, channel = _tile(T, D, blocks, BT, BD)
+    stream, begin, channel = stream_tile(T, D, blocks, BT, BD)
     token = tl.arange(0, BT)
     place = token[:, None] * D + channel[None, :]
     inside = (begin + token < T)[:, None] & (channel < D)[None, :]
