@@ -1,8 +1,9 @@
 """A step of training in bfloat16, as `rookery train --bf16` does it: RWKV-7 and a GPT of the same shape.
 
 Both sides have the same loss (ours with the recipe's brake on large logits), optimizer, clipping, and the
-largest micro-batch that fits, found by halving and then to a quarter; where not even one row fits, activations are computed again
-in the backward pass. Both run as they are and compiled block by block, and the faster way of each counts.
+largest micro-batch that fits, found by halving and then to a quarter; where not even one row fits,
+activations are computed again in the backward pass. Both run as they are and compiled block by block, and the
+faster way of each counts.
 """
 
 from __future__ import annotations

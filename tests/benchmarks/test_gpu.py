@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpt import GPT
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import floors, peers, recurrences, training, tune
+from benchmarks.gpu import floors, peers, recurrences, traffic, training, tune
 from benchmarks.gpu.parts import COPY, GROUPS, MATRIX, READ, Part, Stage, stages
 from benchmarks.gpu.process import in_process, line_of, messages_of
 from benchmarks.gpu.record import Record
@@ -22,6 +22,7 @@ from benchmarks.gpu.setting import FULL, H100, TINY, Fact, Limits, Setting, rate
 from benchmarks.report import Figure
 from rookery.config import preset, sized
 from rookery.models import RWKV
+from rookery.ops.fused import operators
 
 CPU = Setting(device="cpu", tiny=True, seed=3)
 
@@ -81,6 +82,26 @@ def test_model_flop_utilization():
     assert training.mfu(1_500_000_000, 50_000, 1e15) == pytest.approx(0.45)
     assert rates_of("NVIDIA H100 80GB HBM3") is H100
     assert rates_of("NVIDIA A100-SXM4-80GB") is None
+
+
+def test_what_a_layer_moves_and_keeps_is_counted():
+    """Vectors of channels in bfloat16; whoever lets them grow has to say so here."""
+    config = preset("7", "0.4B")
+    found = traffic.of_layer(config)
+    vector = 2 * config.width
+    moved = {name: size / vector for name, size in found.moved.items()}
+    # Once max(x, 0)^2 of a vector four times as wide: read, written; its gradient: read twice, written.
+    assert moved["squared_relu"] == 8
+    assert moved["squared_relu_backward"] == 12
+    # A stream of float32 and what is added to it, their sum in float32 and its norm; and a norm alone.
+    assert moved["add_norm"] == pytest.approx(2 + 1 + 2 + 1 + 2 + 1, rel=0.01)
+    assert found.calls["wkv7_triton"] == found.calls["wkv7_triton_backward"] == 1
+    assert moved[traffic.PRODUCTS] + moved[traffic.LOW_RANK] < 73
+    assert found.beside_products / vector < 156
+    assert found.kept / vector < 31.1
+    # Nothing is left of what it pretended.
+    assert operators.NARROWS == ("cuda",)
+    assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(
