@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["GPT"]
 
@@ -39,6 +40,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class GPT(nn.Module):
     """tokens [B, T] -> logits [B, T, N]."""
 
+    recompute: bool = False
+    """Whether training keeps of each block its inputs alone, and computes it again in the backward pass."""
+
     def __init__(self, *, vocab_size: int, width: int, num_layers: int, head_size: int = 64):
         super().__init__()
         self.head_size = head_size
@@ -59,5 +63,8 @@ class GPT(nn.Module):
         cos, sin = angle.cos(), angle.sin()
         x = self.emb(tokens)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin)
         return self.ln_out(x)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpt import GPT
 from rookery.config import ModelConfig
 from rookery.models import RWKV, parameter_groups
 
-__all__ = ["checkpointed", "gpt", "optimizer_of", "rwkv"]
+__all__ = ["gpt", "optimizer_of", "rwkv"]
 
 
 def rwkv(config: ModelConfig, device: str, generator: torch.Generator) -> RWKV:
@@ -64,23 +61,3 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
         for group in parameter_groups(model, weight_decay=0.1)
     ]
     return torch.optim.AdamW(groups, lr=1e-4, fused=True)
-
-
-class _Checkpointed(nn.Module):
-    """A block that keeps its inputs alone, and is computed again in the backward pass."""
-
-    def __init__(self, block: nn.Module):
-        super().__init__()
-        self.block = block
-
-    def forward(self, *args: Any, **options: Any) -> Any:
-        return checkpoint(self.block, *args, use_reentrant=False, **options)
-
-
-def checkpointed(model: nn.Module, wanted: bool) -> None:
-    """Put every block of a model into such a one, or take it out again."""
-    blocks = model.get_submodule("blocks")
-    assert isinstance(blocks, nn.ModuleList)
-    for i, block in enumerate(blocks):
-        inner = block.block if isinstance(block, _Checkpointed) else block
-        blocks[i] = _Checkpointed(inner) if wanted else inner

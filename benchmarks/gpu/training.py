@@ -25,6 +25,7 @@ from benchmarks.report import Figure
 from rookery.config import ModelConfig
 from rookery.models import RWKV
 from rookery.ops.fused import linear_cross_entropy
+from rookery.train.loop import compile_blocks
 from rookery.train.loss import loss_of_rows
 
 __all__ = ["Speed", "largest", "measure", "mfu"]
@@ -147,9 +148,8 @@ def _speed(
     model = make(setting, config)
     optimizer = models.optimizer_of(model)
     if compiled:
-        for block in model.get_submodule("blocks").children():
-            # Sizes stay the same, and a graph for any would be slower. On a CPU the tracing alone is tried.
-            block.compile(dynamic=False, backend="eager" if setting.tiny else "inductor")
+        # On a CPU the tracing alone is tried.
+        compile_blocks(model, backend="eager" if setting.tiny else "inductor")
 
     def attempt(rows: int) -> None:
         try:
@@ -161,7 +161,7 @@ def _speed(
     rows, recomputed = 0, False
     most = max(1, setting.shapes.batch_tokens // context) if before is None else before.batch
     for recomputed in (False, True) if before is None else (before.recomputed,):
-        models.checkpointed(model, recomputed)
+        model.recompute = recomputed
         rows = largest(most, attempt)
         if rows:
             break
@@ -208,7 +208,7 @@ def _step(
     return step
 
 
-Make = Callable[[Setting, ModelConfig], nn.Module]
+Make = Callable[[Setting, ModelConfig], RWKV | GPT]
 
 # Ours last: what the other side gave is kept if it fails.
 _SIDES: dict[str, Make] = {

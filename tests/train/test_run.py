@@ -23,7 +23,7 @@ from rookery.errors import (
     TrainingError,
 )
 from rookery.tokenizers import from_spec
-from rookery.train import resume, train
+from rookery.train import loop, resume, train
 from rookery.train.display import SilentReporter
 from rookery.train.metrics import Metrics, read_metrics
 
@@ -308,3 +308,45 @@ def test_without_matplotlib_the_extra_is_named_before_training(tiny, tmp_path, m
     with pytest.raises(MissingExtraError, match=r"needs matplotlib: rookery\[train\]"):
         train(tiny())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("version", ["4", "7"])
+def test_blocks_computed_again_give_the_same_run_from_less_memory(tiny, tmp_path, version, monkeypatch):
+    kept: dict[bool, int] = {}
+    accumulate = loop.accumulate_gradients
+
+    def counting(model, rows, config):
+        sizes: list[int] = []
+
+        def pack(x):
+            sizes.append(x.untyped_storage().nbytes())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = accumulate(model, rows, config)
+        kept[config.recompute] = kept.get(config.recompute, 0) + sum(sizes)
+        return loss
+
+    monkeypatch.setattr(loop, "accumulate_gradients", counting)
+    options = {"version": version} | ({"head_size": None} if version == "4" else {})
+    train(tiny(**options, out=str(tmp_path / "kept")))
+    train(tiny(**options, out=str(tmp_path / "again"), recompute=True))
+    assert exact(tmp_path / "again") == exact(tmp_path / "kept")
+    assert kept[True] < 0.5 * kept[False]
+
+
+# torch's compiler warns of what it does itself.
+@pytest.mark.filterwarnings("default")
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_run_to_rounding(tiny, tmp_path):
+    """Compiled for rows of a step alone, also where blocks are computed again; validation leaves it aside."""
+    train(tiny(out=str(tmp_path / "eager")))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    train(tiny(out=str(tmp_path / "compiled"), compile=True, recompute=True))
+    # One graph for the first block, which has no values to mix with, and one for the second.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    for got, wanted in zip(exact(tmp_path / "compiled"), exact(tmp_path / "eager"), strict=True):
+        assert [x for x in got if x is not None] == pytest.approx(
+            [x for x in wanted if x is not None], rel=1e-3
+        )

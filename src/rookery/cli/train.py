@@ -173,6 +173,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--bf16", action="store_true", default=SUPPRESS, help="compute in bfloat16, keep weights in float32"
     )
     groups["run"].add_argument(
+        "--recompute",
+        action="store_true",
+        default=SUPPRESS,
+        help="to save memory, compute each block again in the backward pass: a third more work",
+    )
+    groups["run"].add_argument(
+        "--compile",
+        action="store_true",
+        default=SUPPRESS,
+        help="compile the blocks with torch.compile before the first step",
+    )
+    groups["run"].add_argument(
         "--overwrite", action="store_true", default=SUPPRESS, help="replace the run in the run folder"
     )
 

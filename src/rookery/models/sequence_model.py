@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 from rookery.errors import ConfigError
 from rookery.models.channel_mixing import ChannelMixing
@@ -111,6 +113,9 @@ def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, 
 class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
     """A language model of such blocks. A subclass says what form its state has between calls."""
 
+    recompute: bool = False
+    """Whether training keeps of each block its inputs alone, and computes it again in the backward pass."""
+
     def __init__(self, config: Config, blocks: Iterable[Block], *, epsilon: float = 1e-5):
         super().__init__()
         self.config: Config = config
@@ -164,7 +169,10 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         x, v_first = self.emb(tokens), None
         after = []
         for block, before in zip(self.blocks, layers, strict=True):
-            x, layer_state, v_first = block(x, before, v_first, starts=starts, implementation=implementation)
+            run = block
+            if self.recompute and torch.is_grad_enabled():
+                run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
+            x, layer_state, v_first = run(x, before, v_first, starts=starts, implementation=implementation)
             after.append(layer_state)
         _, x = _add_norm(x[:, -1:] if last_only else x, None, self.ln_out)
         return self.head(x) if head else x, self.join_state(after)

@@ -128,6 +128,13 @@ class TrainConfig:
     bf16: bool = False
     """Compute in bfloat16 (autocast); weights, optimizer and recurrences stay float32."""
 
+    recompute: bool = False
+    """Keep of each block its inputs alone, and compute it again in the backward pass: a third more work, for
+    rows that would not fit in memory otherwise."""
+
+    compile: bool = False
+    """Compile the blocks with torch.compile before the first step, which takes a minute or so."""
+
     device: Device = "auto"
     """"cpu", "cuda", or "auto" for the GPU where there is one."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import signal
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rookery import checkpoints
 from rookery.config import ModelConfig
@@ -30,7 +31,7 @@ from rookery.train.run_folder import Counters, RunFolder, TrainingState
 from rookery.train.schedule import Budget, learning_rate
 from rookery.train.signals import StopSignals
 
-__all__ = ["TrainResult", "accumulate_gradients", "resume", "train"]
+__all__ = ["TrainResult", "accumulate_gradients", "compile_blocks", "resume", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +144,13 @@ def accumulate_gradients(model: RWKV, rows: Rows, config: TrainConfig) -> Tensor
     return total
 
 
+def compile_blocks(model: nn.Module, *, backend: str = "inductor") -> None:
+    """Let torch.compile make one graph of each of a model's blocks, for rows of the size that a step has."""
+    for block in model.get_submodule("blocks").children():
+        # Rows of a step are all of one size, and a graph for any size would be slower.
+        block.compile(dynamic=False, backend=backend)
+
+
 class _Run:
     """One sitting of a run: what it works on, and where it is."""
 
@@ -163,6 +171,9 @@ class _Run:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.model = model.to(self.device)
+        self.model.recompute = config.recompute
+        if config.compile:
+            compile_blocks(self.model)
         self.optimizer = make_optimizer(self.model, config)
         self.budget = Budget(config)
         self.reporter = reporter if reporter is not None else SilentReporter()
@@ -266,17 +277,18 @@ class _Run:
         self.reporter.step(row, self.budget.spent(**where), self.budget.seconds_left(**where))
 
     def _validate(self, signals: StopSignals, *, whole: bool) -> bool:
-        score = (evaluate_documents if self.config.valid_documents else evaluate)(
-            self.model,
-            self.validation,
-            context=self.config.context,
-            # As many rows as a step has at a time: what fits in memory with gradients fits without.
-            batch=self.config.batch // self.config.accumulate,
-            token_bytes=self.token_bytes,
-            limit=0 if whole else self.config.valid_tokens,
-            bf16=self.config.bf16,
-            stopped=lambda: signals.stopped,
-        )
+        with self._as_it_is():
+            score = (evaluate_documents if self.config.valid_documents else evaluate)(
+                self.model,
+                self.validation,
+                context=self.config.context,
+                # As many rows as a step has at a time: what fits in memory with gradients fits without.
+                batch=self.config.batch // self.config.accumulate,
+                token_bytes=self.token_bytes,
+                limit=0 if whole else self.config.valid_tokens,
+                bf16=self.config.bf16,
+                stopped=lambda: signals.stopped,
+            )
         if score is None:
             return False
         self.counters.validated_step = self.counters.step
@@ -290,6 +302,11 @@ class _Run:
         self.metrics.add(self.valid)
         self.reporter.validation(self.valid)
         return True
+
+    def _as_it_is(self) -> AbstractContextManager[object]:
+        """Leave compiled blocks aside: validation has other sizes, and compiling takes long for each."""
+        # Where nothing is compiled, torch's compiler is not even imported.
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def _save(self) -> None:
         from rookery.train.plotting import plot_loss
