@@ -14,13 +14,12 @@ from torch.nn import functional as F
 
 from rookery.ops.fused.operators import add_up, kernels_of, power_of_two, product_dtype, triton_serves
 from rookery.ops.tensors import contiguous
-from rookery.ops.triton import block
+from rookery.ops.triton import ENOUGH_PROGRAMS, block
 
 __all__ = ["add_norm", "add_norm_formula"]
 
-# Numbers of a tile, sixteen for each thread of eight warps; and tiles that a program of the backward pass
-# adds up before it writes what they leave of the gradients of weight and bias.
-_TILE, _TILES = 4096, 8
+# Numbers of a tile, eight for each thread of eight warps: with more, few programs find room on a processor.
+_TILE = 2048
 
 
 def add_norm(
@@ -95,7 +94,8 @@ def _tiles(x: Tensor) -> tuple[int, dict[str, int]]:
     """The rows of x, and the shape of a tile."""
     D = x.shape[-1]
     rows, wide = x.numel() // D, block(D)
-    return rows, {"BR": power_of_two(rows, max(1, _TILE // wide)), "BD": wide, "num_warps": 8}
+    tall = power_of_two(rows, max(1, _TILE // wide))
+    return rows, {"BR": tall, "BD": wide, "num_warps": 8 if wide <= _TILE else 16}
 
 
 @torch.library.custom_op("rookery::add_norm", mutates_args=(), device_types="cuda")
@@ -154,7 +154,9 @@ def _backward(
     gradients = _empty_gradients(total, weight, bias, dtotal, dnormal, epsilon, narrow)
     found, on_weight, on_bias, *narrowed = gradients
     rows, constants = _tiles(total)
-    programs = -(-rows // (_TILES * constants["BR"]))
+    # All at once on the device, with equal shares of the tiles; each adds up what these leave of the
+    # gradients of weight and bias.
+    programs = min(ENOUGH_PROGRAMS, -(-rows // constants["BR"]))
     partials = found.new_empty(programs, 2, total.shape[-1], dtype=torch.float32)
     kernels_of("add_norm").backward[(programs,)](
         *(contiguous(each) for each in (total, weight, dtotal, dnormal)),
@@ -165,7 +167,6 @@ def _backward(
         total.shape[-1],
         epsilon,
         NARROW=narrow is not None,
-        TILES=_TILES,
         **constants,
     )
     add_up(partials, [on_weight, on_bias])

@@ -17,7 +17,7 @@ __all__ = ["backward", "forward"]
 @triton.jit
 def _tile(tile, rows, D, BR: tl.constexpr, BD: tl.constexpr):
     """Where a tile begins, the place of each of its numbers after that, and which are inside."""
-    first = tile.to(tl.int64) * BR
+    first = tl.cast(tile, tl.int64) * BR
     row, channel = tl.arange(0, BR), tl.arange(0, BD)
     inside = (first + row < rows)[:, None] & (channel < D)[None, :]
     return first * D, row[:, None] * D + channel[None, :], inside
@@ -64,18 +64,17 @@ def backward(
     D,
     epsilon,
     NARROW: tl.constexpr,
-    TILES: tl.constexpr,
     BR: tl.constexpr,
     BD: tl.constexpr,
 ):
     """The gradient of the sum, where NARROW once more in a narrower dtype; and partials [programs, 2, D],
-    sums for weight and bias over the tokens of TILES tiles. Grid (cdiv(rows, TILES BR),).
+    sums for weight and bias over the tokens of a program. Grid (programs,).
     """
     channel = tl.arange(0, BD)
     scale = numbers(weight, channel, D)
     on_weight, on_bias = tl.zeros([BR, BD], tl.float32), tl.zeros([BR, BD], tl.float32)
-    for n in range(TILES):
-        begin, place, inside = _tile(tl.program_id(0) * TILES + n, rows, D, BR, BD)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        begin, place, inside = _tile(tile, rows, D, BR, BD)
         unscaled, inverse = normalise(take(total + begin, place, inside), inside, epsilon, D)
         given = take(dnormal + begin, place, inside)
         on_weight += given * unscaled
