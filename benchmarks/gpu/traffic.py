@@ -105,6 +105,7 @@ def of_layer(config: ModelConfig) -> Traffic:
     with FakeTensorMode(), _as_on_a_gpu():
         block = RWKV(replace(config, num_layers=2)).blocks[1]
         x = torch.empty(*_TOKENS, config.width, requires_grad=True)
+        added = torch.empty(*_TOKENS, config.width, dtype=torch.bfloat16, requires_grad=True)
         v_first = torch.empty(*_TOKENS, config.attention_width, dtype=torch.bfloat16, requires_grad=True)
         others = {_memory(each) for each in (v_first, *block.parameters())}
         kept: dict[int, Tensor] = {}
@@ -116,8 +117,8 @@ def of_layer(config: ModelConfig) -> Traffic:
 
         with _Count() as count:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-                y, _, _ = block(x, None, v_first, implementation="triton")
-            y.backward(torch.empty_like(y))
+                results = block(x, added, None, v_first, implementation="triton")[:2]
+            torch.autograd.backward(results, [torch.empty_like(each) for each in results])
             # Other layers have their part in the gradient of the first one's values.
             assert v_first.grad is not None
             v_first.grad + v_first.grad

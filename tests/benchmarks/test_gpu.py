@@ -93,11 +93,11 @@ def test_what_a_layer_moves_and_keeps_is_counted():
     # Once max(x, 0)^2 of a vector four times as wide: read, written; its gradient: read twice, written.
     assert moved["squared_relu"] == 8
     assert moved["squared_relu_backward"] == 12
-    # A stream of float32 and what is added to it, their sum in float32 and its norm; and a norm alone.
-    assert moved["add_norm"] == pytest.approx(2 + 1 + 2 + 1 + 2 + 1, rel=0.01)
+    # Twice: the stream, of float32, and what is added to it; their sum, of float32, and its norm.
+    assert moved["add_norm"] == pytest.approx(2 * (2 + 1 + 2 + 1), rel=0.01)
     assert found.calls["wkv7_triton"] == found.calls["wkv7_triton_backward"] == 1
     assert moved[traffic.PRODUCTS] + moved[traffic.LOW_RANK] < 73
-    assert found.beside_products / vector < 156
+    assert found.beside_products / vector < 152
     assert found.kept / vector < 31.1
     # Nothing is left of what it pretended.
     assert operators.NARROWS == ("cuda",)

@@ -41,7 +41,10 @@ class LayerState(NamedTuple):
 
 
 class Block(nn.Module):
-    """One layer: ``x + att(ln1(x))``, then ``x + ffn(ln2(x))``. The first normalises the embedding too."""
+    """One layer: ``x + att(ln1(x))``, then ``x + ffn(ln2(x))``. The first normalises the embedding too.
+
+    The last sum is left to the norm after it, the next layer's or the last one: a GPU makes both in one pass.
+    """
 
     def __init__(
         self,
@@ -74,40 +77,40 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        added: Tensor | None = None,
         state: LayerState | None = None,
         v_first: Any = None,
         *,
         starts: Tensor | None = None,
         implementation: str | None = None,
-    ) -> tuple[Tensor, LayerState, Any]:
+    ) -> tuple[Tensor, Tensor, LayerState, Any]:
         """Run one layer over one span of every stream.
 
         Args:
-            x: [B, T, D].
+            x: [B, T, D], the residual stream.
+            added: [B, T, D], what the layer before adds to it; None in the first layer.
             state: what the last call returned; None at the start of a text.
             v_first: what the first block passes up to all others; see ``TimeMixing.forward``.
             starts: [B, T] bool, the first token of each document.
             implementation: of the recurrence; by default the best one.
 
         Returns:
-            [B, T, D], the new state, and ``v_first`` for the next block.
+            x and what this layer adds to it, both [B, T, D], the new state, and ``v_first`` for the next
+            block.
         """
         time_mixing, channel_shift = state if state is not None else (None, None)
-        x, normal = _add_norm(self.ln0(x), None, self.ln1)
-        y, time_mixing, v_first = self.att(
+        x, normal = _add_norm(self.ln0(x), added, self.ln1)
+        mixed, time_mixing, v_first = self.att(
             normal, time_mixing, v_first, starts=starts, implementation=implementation
         )
-        if self.parallel:
-            x, normal = _add_norm(x, None, self.ln2)
-            x = x + y
-        else:
-            x, normal = _add_norm(x, y, self.ln2)
-        y, channel_shift = self.ffn(normal, channel_shift, starts=starts)
-        return x + y, LayerState(time_mixing, channel_shift), v_first
+        x, normal = _add_norm(x, None if self.parallel else mixed, self.ln2)
+        expanded, channel_shift = self.ffn(normal, channel_shift, starts=starts)
+        adds = mixed + expanded if self.parallel else expanded
+        return x, adds, LayerState(time_mixing, channel_shift), v_first
 
 
-def _add_norm(x: Tensor, y: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    return add_norm(x, y, norm.weight, norm.bias, epsilon=norm.eps)
+def _add_norm(x: Tensor, added: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return add_norm(x, added, norm.weight, norm.bias, epsilon=norm.eps)
 
 
 class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
@@ -166,15 +169,19 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         if state is not None:
             self.check_state(state, tokens.shape[0])
             layers = self.split_state(state)
-        x, v_first = self.emb(tokens), None
+        x, added, v_first = self.emb(tokens), None, None
         after = []
         for block, before in zip(self.blocks, layers, strict=True):
             run = block
             if self.recompute and torch.is_grad_enabled():
                 run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-            x, layer_state, v_first = run(x, before, v_first, starts=starts, implementation=implementation)
+            x, added, layer_state, v_first = run(
+                x, added, before, v_first, starts=starts, implementation=implementation
+            )
             after.append(layer_state)
-        _, x = _add_norm(x[:, -1:] if last_only else x, None, self.ln_out)
+        if last_only:
+            x, added = x[:, -1:], None if added is None else added[:, -1:]
+        _, x = _add_norm(x, added, self.ln_out)
         return self.head(x) if head else x, self.join_state(after)
 
     def step_in_place(
@@ -193,13 +200,13 @@ class SequenceModel(nn.Module, ABC, Generic[Config, ModelState]):
         Returns:
             The logits [B, N].
         """
-        x, v_first = self.emb(tokens[:, None]), None
+        x, added, v_first = self.emb(tokens[:, None]), None, None
         for block, state in zip(self.blocks, layers, strict=True):
-            x, after, v_first = block(x, state, v_first, implementation=implementation)
+            x, added, after, v_first = block(x, added, state, v_first, implementation=implementation)
             for old, new in zip(tree_leaves(state), tree_leaves(after), strict=True):
                 if new is not old:
                     old.copy_(new)
-        return self.head(_add_norm(x, None, self.ln_out)[1])[:, 0]
+        return self.head(_add_norm(x, added, self.ln_out)[1])[:, 0]
 
     @abstractmethod
     def check_state(self, state: ModelState, streams: int) -> None:
