@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import ml_dtypes
@@ -127,7 +128,8 @@ def comparable(version: Version, wkv: Tensor) -> Tensor:
 @every_version
 def test_decays_are_computed_in_float32_in_a_bfloat16_model(random_model, version: Version, monkeypatch):
     """A decay of 0.9991 would be 1 in bfloat16, and the state would never forget."""
-    module = {"4": "rwkv4", "6": "rwkv6", "7": "rwkv7"}.get(version, "rwkv5")
+    modules = {"4": "models.rwkv4", "6": "models.rwkv6", "7": "ops.fused.wkv7_output"}
+    module = modules.get(version, "models.rwkv5")
     seen = []
 
     def spy(*arguments, **options):
@@ -135,7 +137,7 @@ def test_decays_are_computed_in_float32_in_a_bfloat16_model(random_model, versio
         return operator(*arguments, **options)
 
     name = f"wkv{version[0]}"
-    package = __import__(f"rookery.models.{module}", fromlist=[module])
+    package = import_module(f"rookery.{module}")
     operator = getattr(package, name)
     monkeypatch.setattr(package, name, spy)
     model = random_model(config_of(version, num_layers=1)).bfloat16()

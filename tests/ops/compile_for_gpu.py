@@ -87,6 +87,23 @@ def recurrence(name: str, *shapes: tuple[torch.dtype, int, int, int, int]) -> No
             getattr(ops, name)(*inputs, starts=starts, implementation="triton")
 
 
+def recurrence_and_output(*shapes: tuple[torch.dtype, int, int, int, int]) -> None:
+    """RWKV-7's, with the gradient of the bonus in the recurrence's; at sizes B, T, H, K."""
+    from rookery.ops import fused
+    from rookery.ops.fused import operators
+
+    operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
+    output: Any = import_module("rookery.ops.fused.rwkv7_output")
+    output._forward.register_kernel("cpu")(output._forward_by_triton)
+    together: Any = import_module("rookery.ops.fused.wkv7_output")
+    together._output_backward.register_kernel("cpu")(together._output_backward._init_fn)
+    for dtype, B, T, H, K in shapes:
+        inputs = [torch.zeros(B, T, H * K, dtype=dtype).requires_grad_() for _ in range(7)]
+        vectors = {name: torch.zeros(H * K) for name in ("weight", "bias")}
+        y, _ = fused.wkv7_output(*inputs, None, r_k=torch.zeros(H, K), **vectors, epsilon=64e-5)
+        y.float().sum().backward()
+
+
 def decoding() -> None:
     """A step of RWKV-7 by the kernels of few streams, and one in place of each version."""
     from rookery.generate.batch.steps import StepRecorder
@@ -172,6 +189,8 @@ OTHERS = ((torch.float32, 1, 41, 1, 64), (torch.bfloat16, 1, 41, 1, 128), (torch
 CASES: dict[str, Callable[[], None]] = {
     **{name: partial(recurrence, name, *USUAL) for name in ("wkv4", "wkv5", "wkv6", "wkv7", "gla")},
     **{f"{name} of other sizes": partial(recurrence, name, *OTHERS) for name in ("wkv6", "wkv7")},
+    "wkv7 and its output": partial(recurrence_and_output, *USUAL),
+    "wkv7 and its output, heads of 128": partial(recurrence_and_output, (torch.bfloat16, 1, 41, 1, 128)),
     "decoding": decoding,
     "elementwise": elementwise,
 }

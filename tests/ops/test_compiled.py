@@ -47,6 +47,19 @@ def test_recurrences_find_room_on_any_gpu(name: str, tmp_path: Path) -> None:
     assert all(shared <= DESKTOP for _, shared in kernels.values()), kernels
 
 
+def test_rwkv7_and_its_output_find_room_on_any_gpu(tmp_path: Path) -> None:
+    kernels = compiled("wkv7 and its output", tmp_path)
+    # Forward and backward are of the recurrence and of its output.
+    assert set(kernels) == {"solve", "forward", "backward", "compose", "retreat", "add_up"}
+    assert all(shared <= DESKTOP for _, shared in kernels.values()), kernels
+
+
+@pytest.mark.slow
+def test_rwkv7_and_its_output_at_heads_of_128_find_room_on_an_h100(tmp_path: Path) -> None:
+    kernels = compiled("wkv7 and its output, heads of 128", tmp_path)
+    assert all(shared <= H100 for _, shared in kernels.values()), kernels
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["wkv6", "wkv7"])
 def test_heads_of_128_and_float32_find_room_on_an_h100(name: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from rookery.ops.fused import (
     shifted_products,
     squared_relu,
     token_shift,
+    wkv7_output,
 )
 from rookery.ops.fused.add_norm import add_norm_formula
 from rookery.ops.fused.rwkv7_inputs import rwkv7_inputs_formula
@@ -293,6 +294,17 @@ def test_gradients_of_a_norm_are_added_up_over_the_tiles_of_programs(
 
 
 @only_triton
+def test_decays_of_a_model_in_bfloat16_that_is_not_trained_stay_exact(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "NARROWS", (device,))
+    with torch.no_grad():
+        found = CASES["inputs7"].fused(*CASES["inputs7"].inputs(torch.bfloat16, device))
+    assert isinstance(found, tuple)
+    assert [x.dtype for x in found] == [torch.float32, *[torch.bfloat16] * 4]
+
+
+@only_triton
 def test_sums_over_many_blocks(device: str) -> None:
     partials = torch.randn(70, 2, 133, generator=torch.Generator().manual_seed(4)).to(device)
     totals = [torch.empty(133, device=device), torch.empty(1, 1, 133, dtype=torch.bfloat16, device=device)]
@@ -370,9 +382,9 @@ def test_torch_finds_no_fault_with_the_operators() -> None:
     torch.library.opcheck(OPERATORS.squared_relu.default, (x,))
     w, k, v, a, w0, a0, k_k, k_a, first, share, v0 = tensors("inputs7")
     vectors = [w0, a0, v0, k_k, k_a]
-    torch.library.opcheck(OPERATORS.rwkv7_inputs.default, ([w, k, a], vectors, H, None))
+    torch.library.opcheck(OPERATORS.rwkv7_inputs.default, ([w, k, a], vectors, H, None, False))
     torch.library.opcheck(
-        OPERATORS.rwkv7_inputs.default, ([w, k, a, v, first, share], vectors, H, torch.bfloat16)
+        OPERATORS.rwkv7_inputs.default, ([w, k, a, v, first, share], vectors, H, torch.bfloat16, True)
     )
     *inputs, r_k, weight, bias = tensors("output7")
     torch.library.opcheck(OPERATORS.rwkv7_output.default, (inputs, [r_k, weight, bias], H, 64e-5, None))
@@ -471,7 +483,7 @@ def test_few_tokens_and_modules_are_multiplied_by_as_they_are(
 
 @only_triton
 @pytest.mark.parametrize("version", ["4", "6", "7"])
-def test_a_model_as_a_gpu_computes_it(version: str, device: str, folds: list[str]) -> None:
+def test_a_model_as_a_gpu_computes_it(version: str, device: str, folds: list[str], as_one: list[str]) -> None:
     """Its norms, shifts and recurrence by Triton's kernels, documents and a state before them."""
     torch.manual_seed(6)
     model = RWKV(sized(version, vocab_size=50, width=64, num_layers=2)).to(device)
@@ -488,12 +500,89 @@ def test_a_model_as_a_gpu_computes_it(version: str, device: str, folds: list[str
         return [logits, *torch.autograd.grad(loss, list(like.parameters()))]
 
     got = run(model, "triton")
-    assert bool(folds) == (version == "7" and device == "cpu")
+    assert bool(folds) == bool(as_one) == (version == "7" and device == "cpu")
     with torch.no_grad():
         model.double()
     state = tree_map(lambda x: x.double(), state)
     for i, (x, y) in enumerate(zip(got, run(model, "reference"), strict=True)):
         assert (x.double() - y).norm() <= 1e-4 * y.norm() + 1e-9, i
+
+
+@pytest.fixture
+def as_one(device: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lets the gradient of the bonus be computed where there is no GPU; the names of what was called."""
+    operator = import_module("rookery.ops.fused.wkv7_output")._output_backward
+    called: list[str] = []
+
+    def call(*arguments: object):
+        called.append("bonus")
+        return operator._init_fn(*arguments)
+
+    operator.register_kernel("cpu")(call)
+    return called
+
+
+def read_inputs(dtype: torch.dtype, device: str, *, strong: bool) -> list[Tensor]:
+    """r, log_w, k, v, a, b, g, the state, r_k, weight, bias; some chunks forget all, if strong."""
+    generator = torch.Generator().manual_seed(8)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    log_w = -0.6 * normal(*row).sigmoid()
+    if strong:
+        log_w[:, 3] = -50
+    kappa = torch.nn.functional.normalize(normal(B, T, H, K), dim=-1).flatten(-2)
+    inputs = [normal(*row), log_w, normal(*row), normal(*row), -kappa, kappa * normal(*row).sigmoid()]
+    inputs = [x.to(dtype) for x in (*inputs, normal(*row))]
+    others = [normal(B, H, K, K), normal(H, K), normal(A), normal(A)]
+    return [x.to(device).requires_grad_() for x in (*inputs, *others)]
+
+
+def read(implementation: str, starts: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    def call(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        marks = None
+        if starts:
+            marks = torch.rand(B, T, generator=torch.Generator().manual_seed(1)).to(tensors[0].device) < 0.1
+        *inputs, r_k, weight, bias = tensors
+        vectors = {"r_k": r_k, "weight": weight, "bias": bias}
+        return wkv7_output(*inputs, **vectors, epsilon=64e-5, starts=marks, implementation=implementation)
+
+    return call
+
+
+@only_triton
+@pytest.mark.parametrize("strong", [False, True])
+@pytest.mark.parametrize("starts", [False, True])
+def test_a_recurrence_and_its_output_as_one(
+    strong: bool, starts: bool, device: str, as_one: list[str]
+) -> None:
+    single = read_inputs(torch.float32, device, strong=strong)
+    double = [x.detach().double().requires_grad_() for x in single]
+    got = results(read("triton", starts), single)
+    assert as_one or device == "cuda"
+    assert_close(got, results(read("reference", starts), double), 2e-5)
+
+
+@only_triton
+def test_a_recurrence_and_its_output_under_autocast(
+    device: str, as_one: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operators, "NARROWS", (device,))
+    half = read_inputs(torch.bfloat16, device, strong=False)
+    double = [x.detach().double().requires_grad_() for x in half]
+    with torch.autocast(device, torch.bfloat16):
+        got = results(read("triton", True), half)
+    assert [x.dtype for x in got[:2]] == [torch.bfloat16, torch.float32]
+    assert_close(got, results(read("reference", True), double), 0.02)
+
+
+@only_triton
+def test_torch_compiles_a_recurrence_and_its_output_in_one_graph(device: str, as_one: list[str]) -> None:
+    tensors = read_inputs(torch.float32, device, strong=False)
+    compiled = torch.compile(read("triton", False), fullgraph=True, backend="aot_eager")
+    for x, y in zip(results(compiled, tensors), results(read("triton", False), tensors), strict=True):
+        assert torch.equal(x, y)
 
 
 @only_triton

@@ -24,8 +24,7 @@ from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp
 from rookery.models.parts import HeadNorm, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.ops import wkv7
-from rookery.ops.fused import Mix7, multiply, rwkv7_inputs, rwkv7_output, shifted_products
+from rookery.ops.fused import Mix7, multiply, rwkv7_inputs, shifted_products, wkv7_output
 
 __all__ = ["TimeMixing7"]
 
@@ -87,22 +86,19 @@ class TimeMixing7(TimeMixing[ModelConfig]):
         w, a, g = multiply(w.tanh(), self.w2), multiply(a, self.a2), multiply(g.sigmoid(), self.g2)
         mix = None if v_first is None else Mix7(v_first, multiply(share[0], self.v2), self.v0)
         inputs = rwkv7_inputs(w, k, v, a, mix, w0=self.w0, a0=self.a0, k_k=self.k_k, k_a=self.k_a, heads=H)
-        k, v = inputs.k, inputs.v
         if v_first is None:
-            v_first = v
-        heads = [each.unflatten(-1, (H, -1)) for each in (r, *inputs)]
-        y, wkv = wkv7(*heads, state=wkv, starts=starts, implementation=implementation)
-        y = rwkv7_output(
-            y.flatten(-2),
+            v_first = inputs.v
+        y, wkv = wkv7_output(
             r,
-            k,
-            v,
+            *inputs,
             g,
+            wkv,
             r_k=self.r_k,
             weight=self.ln_x.weight,
             bias=self.ln_x.bias,
-            heads=H,
             epsilon=self.ln_x.eps,
+            starts=starts,
+            implementation=implementation,
         )
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 

@@ -14,6 +14,7 @@ from rookery.ops.fused.rwkv7_output import rwkv7_output
 from rookery.ops.fused.shifted_products import multiply, shifted_products
 from rookery.ops.fused.squared_relu import squared_relu
 from rookery.ops.fused.token_shift import token_shift
+from rookery.ops.fused.wkv7_output import wkv7_output
 
 __all__ = [
     "Inputs7",
@@ -26,4 +27,5 @@ __all__ = [
     "shifted_products",
     "squared_relu",
     "token_shift",
+    "wkv7_output",
 ]

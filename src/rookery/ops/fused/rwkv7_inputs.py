@@ -88,8 +88,8 @@ def rwkv7_inputs(
         Each [B, T, A]: log_w in float32 (float64), v in its dtype, k in the widest dtype of what it is made
         of, a and b in float32 (float64). On a GPU k is in autocast's dtype where that is on, and a and b are
         in k's: of 16 bits the recurrence reads half as much, and multiplies it in one product, not in three.
-        So is log_w where that is bfloat16, whose rounding moves no horizon by more than 1/256; float16 would
-        lose the slow channels.
+        In training, under autocast in bfloat16, so is log_w: its rounding moves no horizon by more than 1/256
+        (and the loss a thousand times less than all other roundings do); float16 would lose slow channels.
     """
     mixed = () if mix is None else mix
     if not kernels_serve(w, k, v, a, *mixed, w0, a0, k_k, k_a):
@@ -99,7 +99,8 @@ def rwkv7_inputs(
     vectors = [w0, a0, w0 if mix is None else mix.v0, k_k, k_a]
     device = k.device.type
     dtype = product_dtype(device) or widest(k, a, a0, k_a) if narrows(device) else None
-    log_w, written, removed, added, *mixed = _forward(inputs, vectors, heads, dtype)
+    rounds = product_dtype(device) == torch.bfloat16
+    log_w, written, removed, added, *mixed = _forward(inputs, vectors, heads, dtype, rounds)
     return Inputs7(log_w, written, mixed[0] if mixed else v, removed, added)
 
 
@@ -138,9 +139,9 @@ def _in_order(w: Tensor, k: Tensor, a: Tensor, *mixed: Tensor) -> list[Tensor | 
 
 @torch.library.custom_op("rookery::rwkv7_inputs", mutates_args=(), device_types="cpu")
 def _forward(
-    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None, rounds: bool
 ) -> list[Tensor]:
-    results = _empty_results(inputs, vectors, heads, dtype)
+    results = _empty_results(inputs, vectors, heads, dtype, rounds)
     log_w, written, removed, added, *mixed = results
     kernels.rwkv7_inputs_forward(
         _in_order(*(rows_together(x) for x in inputs)),
@@ -159,9 +160,9 @@ def _all_six(inputs: Sequence[Tensor]) -> list[Tensor]:
 
 @_forward.register_kernel("cuda")
 def _forward_by_triton(
-    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None, rounds: bool
 ) -> list[Tensor]:
-    results = _empty_results(inputs, vectors, heads, dtype)
+    results = _empty_results(inputs, vectors, heads, dtype, rounds)
     given = _all_six([contiguous(x) for x in inputs])
     tiles = Tiles(given[0], heads)
     kernels_of("rwkv7_inputs").forward[tiles.grid](
@@ -178,15 +179,18 @@ def _forward_by_triton(
 
 @_forward.register_fake
 def _empty_results(
-    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, dtype: torch.dtype | None, rounds: bool
 ) -> list[Tensor]:
-    """log_w, k, -kappa, kappa a, and where there is a mix v; dtype: of k, -kappa and kappa a."""
+    """log_w, k, -kappa, kappa a, and where there is a mix v.
+
+    dtype: of k, -kappa and kappa a; and of log_w, if it `rounds`.
+    """
     _, k, a, *mixed = inputs
     full = torch.float32
     if dtype is None:
         dtypes = (full, widest(k, a, vectors[1], vectors[4]), full, full)
     else:
-        dtypes = (full if dtype == torch.float16 else dtype, *[dtype] * 3)
+        dtypes = (dtype if rounds else full, *[dtype] * 3)
     results = [k.new_empty(k.shape, dtype=each) for each in dtypes]
     return [*results, mixed[0].new_empty(k.shape)] if mixed else results
 
@@ -250,7 +254,7 @@ def _empty_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    tensors, vectors, ctx.heads, _dtype = inputs
+    tensors, vectors, ctx.heads, _dtype, _rounds = inputs
     ctx.count = len(tensors)
     ctx.save_for_backward(*tensors, *vectors)
 
@@ -259,7 +263,7 @@ def _gradients(ctx: Any, dresults: list[Tensor]) -> tuple[Any, ...]:
     saved = list(ctx.saved_tensors)
     inputs, vectors = saved[: ctx.count], saved[ctx.count :]
     gradients = _backward(inputs, vectors, ctx.heads, dresults)
-    return gradients[: ctx.count], gradients[ctx.count :], None, None
+    return gradients[: ctx.count], gradients[ctx.count :], None, None, None
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

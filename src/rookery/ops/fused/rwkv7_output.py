@@ -16,7 +16,7 @@ from rookery.ops.fused.operators import Tiles, add_up, kernels_of, kernels_serve
 from rookery.ops.native import kernels
 from rookery.ops.tensors import contiguous, numbers, rows_together
 
-__all__ = ["rwkv7_output", "rwkv7_output_formula"]
+__all__ = ["output_operator", "rwkv7_output", "rwkv7_output_formula"]
 
 
 def rwkv7_output(
@@ -152,7 +152,7 @@ def _backward_by_triton(
     given = [contiguous(x) for x in (*inputs, *vectors, dresult)]
     partials = dresult.new_empty(tiles.blocks, len(vectors), dresult.shape[2], dtype=torch.float32)
     kernels_of("rwkv7_output").backward[tiles.grid](
-        *(*given, *dinputs, partials, tiles.rows, heads, epsilon), **tiles.constants
+        *(*given, *dinputs, partials, tiles.rows, heads, epsilon), BONUS_ALONE=False, **tiles.constants
     )
     add_up(partials, dvectors)
     return gradients
@@ -180,3 +180,6 @@ def _gradients(ctx: Any, dresult: Tensor) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+# For a function of which this is a part.
+output_operator = _forward

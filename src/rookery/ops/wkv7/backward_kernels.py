@@ -8,6 +8,9 @@ that of its chunk.
 Where heads are few, stretches of a row are gone through at once. What each of them begins with, the gradient
 of the state after it, `retreat` finds before: the gradient of a state alone is a fifth of the instructions,
 and its columns do not depend on each other, so that programs share the value channels of a head.
+
+Where BONUS, the gradients of r, k and v get what RWKV-7's bonus, (r . (k r_k)) v, adds to them: the first two
+from its own gradient, a number for each token, and v's as it is given. So they are written once.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -52,8 +55,8 @@ def _state_before(dS, dY, dZ, r_out, a_out, sees, last, PRECISION: tl.constexpr)
 
 @triton.jit
 def _back_by_tokens(
-    before, dS, r, log_w, k, v, a, b, starts, dy, dr, dlog_w, dk, dv, da, db, start, end, stride, K, V,
-    value_stride, channel, value, STARTS: tl.constexpr,
+    before, dS, r, log_w, k, v, a, b, starts, dy, bonus, r_k, dv_given, dr, dlog_w, dk, dv, da, db, start,
+    end, stride, H, K, V, value_stride, channel, value, STARTS: tl.constexpr, BONUS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of tokens start to end - 1, and of the state `before` them; dS is that of the state after."""
     kind = dr.dtype.element_ty
@@ -72,13 +75,23 @@ def _back_by_tokens(
         row_k, row_v = load_row(k, i, stride, K, channel), load_row(v, i, value_stride, V, value)
         row_a, row_b = load_row(a, i, stride, K, channel), load_row(b, i, stride, K, channel)
         row_dy = load_row(dy, i, value_stride, V, value)
+        row_r = load_row(r, i, stride, K, channel)
         found = tl.sum(row_a[:, None] * S, axis=0)
         written = decay[:, None] * S + row_b[:, None] * found[None, :] + row_k[:, None] * row_v[None, :]
-        store_row(dr, tl.sum(written * row_dy[None, :], axis=1).to(kind), i, stride, K, channel)
-        dS += load_row(r, i, stride, K, channel)[:, None] * row_dy[None, :]
+        dS += row_r[:, None] * row_dy[None, :]
         dfound = tl.sum(dS * row_b[:, None], axis=0)
-        store_row(dv, tl.sum(dS * row_k[:, None], axis=0).to(dv.dtype.element_ty), i, value_stride, V, value)
-        store_row(dk, tl.sum(dS * row_v[None, :], axis=1).to(dk.dtype.element_ty), i, stride, K, channel)
+        row_dr, row_dk = tl.sum(written * row_dy[None, :], axis=1), tl.sum(dS * row_v[None, :], axis=1)
+        row_dv = tl.sum(dS * row_k[:, None], axis=0)
+        if BONUS:
+            share = tl.load(bonus + i * H) * tl.load(r_k + channel, mask=channel < K, other=0.0).to(
+                tl.float32
+            )
+            row_dr += share * row_k
+            row_dk += share * row_r
+            row_dv += load_row(dv_given, i, value_stride, V, value)
+        store_row(dr, row_dr.to(kind), i, stride, K, channel)
+        store_row(dv, row_dv.to(dv.dtype.element_ty), i, value_stride, V, value)
+        store_row(dk, row_dk.to(dk.dtype.element_ty), i, stride, K, channel)
         store_row(db, tl.sum(dS * found[None, :], axis=1).to(db.dtype.element_ty), i, stride, K, channel)
         store_row(da, tl.sum(S * dfound[None, :], axis=1).to(da.dtype.element_ty), i, stride, K, channel)
         dw = decay * tl.sum(dS * S, axis=1)
@@ -89,8 +102,9 @@ def _back_by_tokens(
 
 @triton.jit
 def _back(
-    S, dS, dend, r, log_w, k, v, a, b, starts, inverse, dy, dr, dlog_w, dk, dv, da, db, start, T, stride, K,
-    V, value_stride, token, channel, value, C: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr,
+    S, dS, dend, r, log_w, k, v, a, b, starts, inverse, dy, bonus, r_k, dv_given, dr, dlog_w, dk, dv, da, db,
+    start, T, stride, H, K, V, value_stride, token, channel, value, C: tl.constexpr, STARTS: tl.constexpr,
+    BONUS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a chunk and of the state S before it; dS is that of the state after it.
 
@@ -125,6 +139,11 @@ def _back(
     dZ = _reads(dS, dY, r_out, b_in, b_on, M, begun, token, PRECISION)
     dV = product(tl.trans(rk), dY, PRECISION) + product(tl.trans(ak), dZ, PRECISION)
     dV += product(k_on, dS, PRECISION)
+    share = tl.zeros([C, 1], tl.float32)
+    if BONUS:
+        dV += load_tile(dv_given, start, T, value_stride, V, token, value)
+        share = tl.load(bonus + (start + token) * H, mask=start + token < T, other=0.0)[:, None]
+        share = share * tl.load(r_k + channel, mask=channel < K, other=0.0).to(tl.float32)[None, :]
     store_tile(dv, dV.to(dv.dtype.element_ty), start, T, value_stride, V, token, value)
 
     drk = below(product(dY, tl.trans(values), PRECISION), begun, token, True)
@@ -135,7 +154,8 @@ def _back(
     turned = tl.trans(S)
     dr_out = tl.where(sees, product(dY, turned, PRECISION), 0.0)
     dr_out += product(drk, k_in, PRECISION) + product(drb, b_in, PRECISION)
-    store_tile(dr, (dr_out * onward).to(dr.dtype.element_ty), start, T, stride, K, token, channel)
+    found = (dr_out + share * k_in) * onward if BONUS else dr_out * onward
+    store_tile(dr, found.to(dr.dtype.element_ty), start, T, stride, K, token, channel)
     # Every row of r_out, a_out, k_in, b_in depends on the sum of log_w up to it, by logarithm.
     dtotal = dr_out * r_out
     da_out = tl.where(sees, product(dZ, turned, PRECISION), 0.0)
@@ -145,7 +165,8 @@ def _back(
     turned = tl.trans(dS)
     dk_in = tl.where(reaches, product(values, turned, PRECISION), 0.0)
     dk_in += product(tl.trans(drk), r_out, PRECISION) + product(tl.trans(dak), a_out, PRECISION)
-    store_tile(dk, (dk_in * undo).to(dk.dtype.element_ty), start, T, stride, K, token, channel)
+    found = (dk_in + share * r_out) * undo if BONUS else dk_in * undo
+    store_tile(dk, found.to(dk.dtype.element_ty), start, T, stride, K, token, channel)
     dtotal -= dk_in * k_in
     db_in = tl.where(reaches, product(U, turned, PRECISION), 0.0)
     db_in += product(tl.trans(drb), r_out, PRECISION) + product(tl.trans(dab), a_out, PRECISION)
@@ -253,13 +274,14 @@ def retreat(
 
 @triton.jit
 def backward(
-    r, log_w, k, v, a, b, starts, inverses, states, after, dy, dafters,
+    r, log_w, k, v, a, b, starts, inverses, states, after, dy, dafters, bonus, r_k, dv_given,
     dr, dlog_w, dk, dv, da, db, dbefore, scratch, T, H, STRETCH,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, C: tl.constexpr, SPAN: tl.constexpr,
-    STARTS: tl.constexpr, PRECISION: tl.constexpr,
+    STARTS: tl.constexpr, BONUS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradients of all inputs, from the states that `forward` kept; grid (B H, stretches).
 
+    bonus, r_k, dv_given: [B, T, H] float32, [H, K] and as v, where BONUS.
     dafters: [B, H, stretches, K, V] float32, the gradient of the state after each stretch of STRETCH spans.
     scratch: [B, H, stretches, SPAN, K, V] float32, of this kernel's own.
     """
@@ -268,7 +290,8 @@ def backward(
     at = head // H * T * H + head % H
     r, log_w, k, a, b = r + at * K, log_w + at * K, k + at * K, a + at * K, b + at * K
     dr, dlog_w, dk, da, db = dr + at * K, dlog_w + at * K, dk + at * K, da + at * K, db + at * K
-    v, dy, dv = v + at * V, dy + at * V, dv + at * V
+    v, dy, dv, dv_given = v + at * V, dy + at * V, dv + at * V, dv_given + at * V
+    bonus, r_k = bonus + at, r_k + head % H * K
     starts += head // H * T
     scratch += own * SPAN * K * V
     token, channel, value = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BV)
@@ -299,8 +322,9 @@ def backward(
                 chunk = first + end - 1 - back
                 S = load_state(scratch + (chunk - first) * K * V, channel, value, K, V)
                 dS = _back_by_tokens(
-                    S, dS, r, log_w, k, v, a, b, starts, dy, dr, dlog_w, dk, dv, da, db, chunk * C,
-                    tl.minimum(chunk * C + C, T), H * K, K, V, H * V, channel, value, STARTS,
+                    S, dS, r, log_w, k, v, a, b, starts, dy, bonus, r_k, dv_given, dr, dlog_w, dk, dv, da, db,
+                    chunk * C, tl.minimum(chunk * C + C, T), H * K, H, K, V, H * V, channel, value, STARTS,
+                    BONUS,
                 )  # fmt: skip
             dend = tl.sum(dS * load_state(before, channel, value, K, V), axis=1)
         else:
@@ -317,9 +341,9 @@ def backward(
                 if back > first:
                     S = load_state(scratch + (chunk - first) * K * V, channel, value, K, V)
                 dS, dend = _back(
-                    S, dS, dend, r, log_w, k, v, a, b, starts, inverses + chunk * C * C, dy, dr,
-                    dlog_w, dk, dv, da, db, chunk * C, T, H * K, K, V, H * V, token, channel, value, C,
-                    STARTS, PRECISION,
+                    S, dS, dend, r, log_w, k, v, a, b, starts, inverses + chunk * C * C, dy, bonus, r_k,
+                    dv_given, dr, dlog_w, dk, dv, da, db, chunk * C, T, H * K, H, K, V, H * V, token, channel,
+                    value, C, STARTS, BONUS, PRECISION,
                 )  # fmt: skip
         tl.debug_barrier()
     if stretch == 0:

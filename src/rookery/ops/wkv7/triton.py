@@ -20,7 +20,7 @@ from rookery.ops.triton import (
     warps,
 )
 
-__all__ = ["backward_stretch", "forward_stretch", "wkv7_triton"]
+__all__ = ["backward_operator", "backward_stretch", "forward_operator", "forward_stretch", "wkv7_triton"]
 
 CHUNK = 16
 # Chunks from one kept state to the next: what is kept is as large as the inputs, and not four times as large.
@@ -240,7 +240,17 @@ def _backward(
     inverses: Tensor,
     dy: Tensor,
     dafter: Tensor | None,
+    bonus: Tensor | None = None,
+    r_k: Tensor | None = None,
+    dv_given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients; where given, with what a bonus adds to them (see the kernels).
+
+    Args:
+        bonus: [B, T, H] float32, its gradient.
+        r_k: [H, K].
+        dv_given: as v, what is added to the gradient of v.
+    """
     kernels = triton_kernels("rookery.ops.wkv7.backward_kernels")
     gradients = _empty_gradients(r, log_w, k, v, a, b, starts, after, states, inverses, dy, dafter)
     B, H, spans, K, V = states.shape
@@ -258,9 +268,13 @@ def _backward(
             *(r, log_w, a, b, marks, inverses, dy, dafter, dafters, T, H, stretch), **sizes | {"BV": width}
         )
     scratch = states.new_empty(B, H, stretches, SPAN, K, V)
+    given = (bonus, r_k, dv_given)
     kernels.backward[(B * H, stretches)](
         *(r, log_w, k, v, a, b, marks, inverses, states, after, dy, dafters),
+        # Any place to point at, where nothing is read.
+        *(dy if each is None else contiguous(each) for each in given),
         *(*gradients, scratch, T, H, stretch),
+        BONUS=bonus is not None,
         **sizes | {"num_warps": backward_warps(K, V)},
     )
     return gradients
@@ -280,6 +294,9 @@ def _empty_gradients(
     inverses: Tensor,
     dy: Tensor,
     dafter: Tensor | None,
+    bonus: Tensor | None = None,
+    r_k: Tensor | None = None,
+    dv_given: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, _, K, V = states.shape
     dr, dlog_w, dk, dv, da, db = (x.new_empty(x.shape) for x in (r, log_w, k, v, a, b))
@@ -301,3 +318,6 @@ def _gradients(ctx: Any, dy: Tensor | None, dafter: Tensor | None, *_: Any) -> t
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+# For an operator of which the recurrence is a part.
+forward_operator, backward_operator = _forward, _backward

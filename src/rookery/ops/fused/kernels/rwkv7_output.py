@@ -63,10 +63,15 @@ def backward(
     H,
     epsilon,
     K: tl.constexpr,
+    BONUS_ALONE: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """Gradients of the inputs, and sums over the tile for r_k, weight, bias: partials [blocks, 3, H K]."""
+    """Gradients of the inputs, and sums over the tile for r_k, weight, bias: partials [blocks, 3, H K].
+
+    BONUS_ALONE: in place of those of r and k, which follow from it, the gradient of r . (k r_k), [rows, H],
+    is written to dr.
+    """
     tile, own, block, place, inside, channel = head_tile(rows, H, K, BR, BK)
     width = H * K
     sums = partials + block * 3 * width + own
@@ -84,8 +89,14 @@ def backward(
     on_sum = on_result * gate
     put(dv + tile, on_sum * bonus[:, None], place, inside)
     on_bonus = tl.sum(on_sum * value, axis=1)[:, None]
-    put(dr + tile, on_bonus * key * bonus_key, place, inside)
-    put(dk + tile, on_bonus * receptance * bonus_key, place, inside)
+    if BONUS_ALONE:
+        head, row = tl.program_id(0) % H, tl.arange(0, BR)
+        first = block * BR
+        at = (first + row[:, None]) * H + head
+        tl.store(dr + at, on_bonus, mask=first + row[:, None] < rows)
+    else:
+        put(dr + tile, on_bonus * key * bonus_key, place, inside)
+        put(dk + tile, on_bonus * receptance * bonus_key, place, inside)
     put_sum(sums, on_bonus * receptance * key, channel, K)
 
     put_sum(sums + width, on_sum * normal, channel, K)
