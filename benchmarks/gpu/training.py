@@ -27,6 +27,7 @@ from rookery.models import RWKV
 from rookery.ops.fused import linear_cross_entropy
 from rookery.train.loop import compile_blocks
 from rookery.train.loss import loss_of_rows
+from rookery.train.optimizer import clip_gradients
 
 __all__ = ["Speed", "largest", "measure", "mfu"]
 
@@ -201,7 +202,7 @@ def _step(
         with torch.autocast(setting.device, dtype=torch.bfloat16):
             loss = _loss(model, inputs, targets)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        clip_gradients(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -26,7 +26,7 @@ from rookery.train.evaluate import evaluate, evaluate_documents, on_device
 from rookery.train.loss import loss_of_rows
 from rookery.train.memory import keep_freed_memory
 from rookery.train.metrics import Metrics, MetricsFile, read_metrics
-from rookery.train.optimizer import make_optimizer, set_learning_rate
+from rookery.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from rookery.train.run_folder import Counters, RunFolder, TrainingState
 from rookery.train.schedule import Budget, learning_rate
 from rookery.train.signals import StopSignals
@@ -254,8 +254,8 @@ class _Run:
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         loss = accumulate_gradients(self.model, self.order.rows(counters.step), self.config)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        measured = {"loss": float(loss), "gradient": float(norm)}
+        norm = clip_gradients(self.model.parameters(), self.config.clip)
+        measured = {"loss": float(loss), "gradient": norm}
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise self._diverged(name, value)

@@ -1,6 +1,8 @@
-"""AdamW in the recipe's groups."""
+"""AdamW in the recipe's groups, and the norm of gradients."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 from rookery.models import parameter_groups
 from rookery.train.config import TrainConfig
 
-__all__ = ["make_optimizer", "set_learning_rate"]
+__all__ = ["clip_gradients", "make_optimizer", "set_learning_rate"]
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -29,3 +31,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Give each group its multiple of the learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
+    """Scale gradients down to a norm of `largest`, as torch's ``clip_grad_norm_`` does, to the bit.
+
+    Where their norm is smaller they are not touched: a product with 1 is a pass over all of them.
+
+    Returns:
+        The norm of all gradients together, as it was.
+    """
+    given = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(
+        [parameter.grad for parameter in given if parameter.grad is not None]
+    )
+    found = float(norm)
+    # torch's factor is `largest` over the norm and so much.
+    if not found + 1e-6 < largest:
+        torch.nn.utils.clip_grads_with_norm_(given, largest, norm)
+    return found

@@ -24,7 +24,7 @@ from rookery.train.data import IGNORED, Rows
 from rookery.train.evaluate import on_device
 from rookery.train.loss import cross_entropy, l2wrap
 from rookery.train.memory import keep_freed_memory
-from rookery.train.optimizer import make_optimizer, set_learning_rate
+from rookery.train.optimizer import clip_gradients, make_optimizer, set_learning_rate
 from rookery.train.schedule import learning_rate
 
 __all__ = ["CPU", "History", "Interrupted", "fit_model", "training_step"]
@@ -71,8 +71,8 @@ def training_step(
     logits, _ = model(inputs, starts=starts)
     loss = cross_entropy(logits, targets) / int((rows.targets != IGNORED).sum())
     l2wrap(loss, logits, positions=inputs.numel()).backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    value, gradient = float(loss.detach()), float(norm)
+    gradient = clip_gradients(model.parameters(), config.clip)
+    value = float(loss.detach())
     if math.isfinite(value) and math.isfinite(gradient):
         optimizer.step()
     return value, gradient
