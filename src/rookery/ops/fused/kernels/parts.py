@@ -6,7 +6,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["add_up", "head_tile", "normalise", "numbers", "put", "put_sum", "stream_tile", "take"]
+__all__ = [
+    "add_up",
+    "follows",
+    "head_tile",
+    "is_followed",
+    "normalise",
+    "numbers",
+    "put",
+    "put_sum",
+    "stream_tile",
+    "take",
+]
 
 
 @triton.jit
@@ -56,6 +67,33 @@ def stream_tile(T, D, blocks, BT: tl.constexpr, BD: tl.constexpr):
     block = tl.program_id(0) // columns
     channel = tl.program_id(0) % columns * BD + tl.arange(0, BD)
     return (block // blocks).to(tl.int64), block % blocks * BT, channel
+
+
+@triton.jit
+def follows(starts, first, begin, token, T, STARTS: tl.constexpr):
+    """Which tokens of a tile have one before them in their document: in the call, and in the call before.
+
+    Args:
+        starts: [B, T], the first token of each document, where STARTS.
+        first: the tile's first token, of all streams.
+        begin: that token in its stream.
+        token: the tokens of the tile, from 0.
+    """
+    within, across = begin + token > 0, begin + token == 0
+    if STARTS:
+        continues = tl.load(starts + first + token, mask=begin + token < T, other=1) == 0
+        within &= continues
+        across &= continues
+    return within, across
+
+
+@triton.jit
+def is_followed(starts, first, begin, token, T, STARTS: tl.constexpr):
+    """Which tokens of a tile have one after them in their document; see `follows`."""
+    found = begin + token + 1 < T
+    if STARTS:
+        found &= tl.load(starts + first + token + 1, mask=found, other=1) == 0
+    return found
 
 
 @triton.jit

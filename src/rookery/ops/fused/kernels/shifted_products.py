@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rookery.ops.fused.kernels.parts import put, stream_tile, take
+from rookery.ops.fused.kernels.parts import follows, is_followed, put, stream_tile, take
 
 __all__ = ["add_previous", "fold", "fold_backward", "spread"]
 
@@ -89,16 +89,12 @@ def add_previous(
     token = tl.arange(0, BT)
     inside = (begin + token < T)[:, None] & (column < R)[None, :]
     first = stream * T + begin
-    follows, opens = begin + token > 0, begin + token == 0
-    if STARTS:
-        continues = tl.load(starts + first + token, mask=begin + token < T, other=1) == 0
-        follows &= continues
-        opens &= continues
+    within, across = follows(starts, first, begin, token, T, STARTS)
     place = token[:, None] * (2 * R) + column[None, :]
     found = take(products + first * 2 * R, place, inside)
-    found += take(products + first * 2 * R - R, place, inside & follows[:, None])
+    found += take(products + first * 2 * R - R, place, inside & within[:, None])
     if LAST:
-        found += take(last + stream * R, token[:, None] * 0 + column[None, :], inside & opens[:, None])
+        found += take(last + stream * R, token[:, None] * 0 + column[None, :], inside & across[:, None])
     put(sums + first * R, found, token[:, None] * R + column[None, :], inside)
 
 
@@ -121,13 +117,11 @@ def spread(
     token = tl.arange(0, BT)
     inside = (begin + token < T)[:, None] & (column < R)[None, :]
     first = stream * T + begin
-    is_read = begin + token + 1 < T
-    if STARTS:
-        is_read &= tl.load(starts + first + token + 1, mask=is_read, other=1) == 0
     own = token[:, None] * R + column[None, :]
     place = token[:, None] * (2 * R) + column[None, :]
     put(dproducts + first * 2 * R, take(dsums + first * R, own, inside), place, inside)
-    later = take(dsums + first * R + R, own, inside & is_read[:, None])
+    followed = is_followed(starts, first, begin, token, T, STARTS)
+    later = take(dsums + first * R + R, own, inside & followed[:, None])
     put(dproducts + first * 2 * R + R, later, place, inside)
     if LAST:
         if begin == 0:

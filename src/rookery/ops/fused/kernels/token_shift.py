@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from rookery.ops.fused.kernels.parts import numbers, put, put_sum, stream_tile, take
+from rookery.ops.fused.kernels.parts import follows, is_followed, numbers, put, put_sum, stream_tile, take
 
 __all__ = ["backward", "forward"]
 
@@ -37,15 +37,10 @@ def _inputs(
     """The present inputs of a tile, and the previous ones."""
     first = stream * T + begin
     now = take(x + first * D, place, inside)
-    follows = begin + token > 0
-    opens = begin + token == 0
-    if STARTS:
-        continues = tl.load(starts + first + token, mask=begin + token < T, other=1) == 0
-        follows &= continues
-        opens &= continues
-    before = take(x + first * D - D, place, inside & follows[:, None])
+    within, across = follows(starts, first, begin, token, T, STARTS)
+    before = take(x + first * D - D, place, inside & within[:, None])
     if LAST:
-        before += take(last + stream * D, place * 0 + channel[None, :], inside & opens[:, None])
+        before += take(last + stream * D, place * 0 + channel[None, :], inside & across[:, None])
     return now, before
 
 
@@ -121,10 +116,7 @@ def backward(
     now, before = _inputs(x, last, starts, stream, begin, place, inside, token, channel, T, D, LAST, STARTS)
     difference = now - before if TO_PRESENT else before - now
     first = stream * T + begin
-    is_read = begin + token + 1 < T
-    if STARTS:
-        is_read &= tl.load(starts + first + token + 1, mask=is_read, other=1) == 0
-    after = inside & is_read[:, None]
+    after = inside & is_followed(starts, first, begin, token, T, STARTS)[:, None]
     tile = first * D
     moves = tile if VARYING else 0
     sums = partials + (stream * blocks + begin // BT) * COUNT * D
