@@ -128,7 +128,7 @@ def comparable(version: Version, wkv: Tensor) -> Tensor:
 @every_version
 def test_decays_are_computed_in_float32_in_a_bfloat16_model(random_model, version: Version, monkeypatch):
     """A decay of 0.9991 would be 1 in bfloat16, and the state would never forget."""
-    modules = {"4": "models.rwkv4", "6": "models.rwkv6", "7": "ops.fused.wkv7_output"}
+    modules = {"4": "models.rwkv4", "6": "models.rwkv6", "7": "ops.fused.wkv7_with_output"}
     module = modules.get(version, "models.rwkv5")
     seen = []
 

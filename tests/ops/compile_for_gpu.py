@@ -95,12 +95,12 @@ def recurrence_and_output(*shapes: tuple[torch.dtype, int, int, int, int]) -> No
     operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
     output: Any = import_module("rookery.ops.fused.rwkv7_output")
     output._forward.register_kernel("cpu")(output._forward_by_triton)
-    together: Any = import_module("rookery.ops.fused.wkv7_output")
+    together: Any = import_module("rookery.ops.fused.wkv7_with_output")
     together._output_backward.register_kernel("cpu")(together._output_backward._init_fn)
     for dtype, B, T, H, K in shapes:
         inputs = [torch.zeros(B, T, H * K, dtype=dtype).requires_grad_() for _ in range(7)]
         vectors = {name: torch.zeros(H * K) for name in ("weight", "bias")}
-        y, _ = fused.wkv7_output(*inputs, None, r_k=torch.zeros(H, K), **vectors, epsilon=64e-5)
+        y, _ = fused.wkv7_with_output(*inputs, None, r_k=torch.zeros(H, K), **vectors, epsilon=64e-5)
         y.float().sum().backward()
 
 

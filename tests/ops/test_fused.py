@@ -23,7 +23,7 @@ from rookery.ops.fused import (
     shifted_products,
     squared_relu,
     token_shift,
-    wkv7_output,
+    wkv7_with_output,
 )
 from rookery.ops.fused.add_norm import add_norm_formula
 from rookery.ops.fused.rwkv7_inputs import rwkv7_inputs_formula
@@ -511,7 +511,7 @@ def test_a_model_as_a_gpu_computes_it(version: str, device: str, folds: list[str
 @pytest.fixture
 def as_one(device: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lets the gradient of the bonus be computed where there is no GPU; the names of what was called."""
-    operator = import_module("rookery.ops.fused.wkv7_output")._output_backward
+    operator = import_module("rookery.ops.fused.wkv7_with_output")._output_backward
     called: list[str] = []
 
     def call(*arguments: object):
@@ -546,7 +546,9 @@ def read(implementation: str, starts: bool) -> Callable[..., tuple[Tensor, Tenso
             marks = torch.rand(B, T, generator=torch.Generator().manual_seed(1)).to(tensors[0].device) < 0.1
         *inputs, r_k, weight, bias = tensors
         vectors = {"r_k": r_k, "weight": weight, "bias": bias}
-        return wkv7_output(*inputs, **vectors, epsilon=64e-5, starts=marks, implementation=implementation)
+        return wkv7_with_output(
+            *inputs, **vectors, epsilon=64e-5, starts=marks, implementation=implementation
+        )
 
     return call
 

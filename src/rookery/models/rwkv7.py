@@ -24,7 +24,7 @@ from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp
 from rookery.models.parts import HeadNorm, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
-from rookery.ops.fused import Mix7, multiply, rwkv7_inputs, shifted_products, wkv7_output
+from rookery.ops.fused import Mix7, multiply, rwkv7_inputs, shifted_products, wkv7_with_output
 
 __all__ = ["TimeMixing7"]
 
@@ -88,7 +88,7 @@ class TimeMixing7(TimeMixing[ModelConfig]):
         inputs = rwkv7_inputs(w, k, v, a, mix, w0=self.w0, a0=self.a0, k_k=self.k_k, k_a=self.k_a, heads=H)
         if v_first is None:
             v_first = inputs.v
-        y, wkv = wkv7_output(
+        y, wkv = wkv7_with_output(
             r,
             *inputs,
             g,

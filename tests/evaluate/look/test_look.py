@@ -117,7 +117,7 @@ def test_what_never_decays_lives_forever():
 
 @pytest.mark.parametrize(
     ("version", "module", "name"),
-    [("6", module6, "wkv6"), ("7", import_module("rookery.ops.fused.wkv7_output"), "wkv7")],
+    [("6", module6, "wkv6"), ("7", import_module("rookery.ops.fused.wkv7_with_output"), "wkv7")],
 )
 @pytest.mark.parametrize("split", [[7], [1, 1], [3, 1, 4]])
 def test_decays_are_those_that_the_recurrence_was_given(model, monkeypatch, version, module, name, split):

@@ -1,4 +1,4 @@
-"""What a model does between its matrix products and its recurrence, each as one differentiable function.
+"""What a model does between its matrix products and around its recurrence, each a differentiable function.
 
 Each has a formula in plain torch, for every device and dtype, and a ``torch.library`` operator over C++
 (``csrc/mixing.h``), forward and backward, that a CPU uses in float32 and bfloat16, and over Triton that a GPU
@@ -14,7 +14,7 @@ from rookery.ops.fused.rwkv7_output import rwkv7_output
 from rookery.ops.fused.shifted_products import multiply, shifted_products
 from rookery.ops.fused.squared_relu import squared_relu
 from rookery.ops.fused.token_shift import token_shift
-from rookery.ops.fused.wkv7_output import wkv7_output
+from rookery.ops.fused.wkv7_with_output import wkv7_with_output
 
 __all__ = [
     "Inputs7",
@@ -27,5 +27,5 @@ __all__ = [
     "shifted_products",
     "squared_relu",
     "token_shift",
-    "wkv7_output",
+    "wkv7_with_output",
 ]

@@ -19,10 +19,10 @@ from rookery.ops.tensors import contiguous, wants_gradients
 from rookery.ops.wkv7 import wkv7
 from rookery.ops.wkv7.triton import backward_operator, forward_operator
 
-__all__ = ["wkv7_output"]
+__all__ = ["wkv7_with_output"]
 
 
-def wkv7_output(
+def wkv7_with_output(
     r: Tensor,
     log_w: Tensor,
     k: Tensor,
@@ -66,7 +66,7 @@ def wkv7_output(
     ):
         if state is None:
             state = torch.zeros(len(r), H, K, K, device=r.device)
-        found: tuple[Tensor, Tensor] = _Wkv7Output.apply(  # pyright: ignore[reportAssignmentType]
+        found: tuple[Tensor, Tensor] = _Wkv7WithOutput.apply(  # pyright: ignore[reportAssignmentType]
             *tensors, state.float(), starts, epsilon, product_dtype(r.device.type)
         )
         return found
@@ -76,7 +76,7 @@ def wkv7_output(
     return rwkv7_output(y.flatten(-2), r, k, v, g, **vectors, heads=H, epsilon=epsilon), state
 
 
-class _Wkv7Output(torch.autograd.Function):
+class _Wkv7WithOutput(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
