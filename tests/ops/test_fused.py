@@ -397,15 +397,17 @@ def products(starts: bool, with_last: bool) -> Callable[..., list[Tensor]]:
     """Of x, the input before it, two weights of shifted inputs, and three weights and matrices."""
 
     def call(x: Tensor, last: Tensor, *parameters: Tensor) -> list[Tensor]:
-        marks = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < 0.2
-        marks[0, 0], marks[1, 0] = True, False
+        marks = None
+        if starts:
+            marks = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)).to(x.device) < 0.2
+            marks[0, 0], marks[1, 0] = True, False
         pairs = list(zip((*parameters[1:3], parameters[0]), parameters[3:], strict=True))
         shifted, multiplied = shifted_products(
             x,
             last if with_last else None,
             parameters[:2],
             pairs,
-            starts=marks.to(x.device) if starts else None,
+            starts=marks,
         )
         return [*shifted, *multiplied]
 
@@ -464,6 +466,20 @@ def test_products_of_shifted_inputs_under_autocast(device: str, folds: list[str]
         got = results(call, half)
     assert [each.dtype for each in got[:5]] == [torch.bfloat16] * 5
     assert_close(got, results(call, exact), 0.02)
+
+
+@only_triton
+@pytest.mark.parametrize("tokens", [T, 5])
+def test_torch_compiles_products_of_shifted_inputs_in_one_graph(
+    tokens: int, device: str, folds: list[str]
+) -> None:
+    x, *others = products_inputs(torch.float32, device)
+    tensors = [x.detach()[:, :tokens].clone().requires_grad_(), *others]
+    call = products(False, True)
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(results(compiled, tensors), results(call, tensors), strict=True):
+        assert torch.equal(got, wanted)
+    assert bool(folds) == (tokens == T and device == "cpu")
 
 
 @only_triton
