@@ -95,8 +95,7 @@ def recurrence_and_output(*shapes: tuple[torch.dtype, int, int, int, int]) -> No
     operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
     output: Any = import_module("rookery.ops.fused.rwkv7_output")
     output._forward.register_kernel("cpu")(output._forward_by_triton)
-    together: Any = import_module("rookery.ops.fused.wkv7_with_output")
-    together._output_backward.register_kernel("cpu")(together._output_backward._init_fn)
+    output._bonus_backward.register_kernel("cpu")(output._bonus_backward._init_fn)
     for dtype, B, T, H, K in shapes:
         inputs = [torch.zeros(B, T, H * K, dtype=dtype).requires_grad_() for _ in range(7)]
         vectors = {name: torch.zeros(H * K) for name in ("weight", "bias")}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from rookery.config import sized
+from rookery.errors import ConfigError, StateError
 from rookery.models import RWKV
 from rookery.ops import native
 from rookery.ops.fused import (
@@ -527,7 +528,7 @@ def test_a_model_as_a_gpu_computes_it(version: str, device: str, folds: list[str
 @pytest.fixture
 def as_one(device: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lets the gradient of the bonus be computed where there is no GPU; the names of what was called."""
-    operator = import_module("rookery.ops.fused.wkv7_with_output")._output_backward
+    operator = import_module("rookery.ops.fused.rwkv7_output")._bonus_backward
     called: list[str] = []
 
     def call(*arguments: object):
@@ -593,6 +594,26 @@ def test_a_recurrence_and_its_output_under_autocast(
         got = results(read("triton", True), half)
     assert [x.dtype for x in got[:2]] == [torch.bfloat16, torch.float32]
     assert_close(got, results(read("reference", True), double), 0.02)
+
+
+@only_triton
+def test_a_recurrence_with_its_output_is_checked_as_one_alone(device: str, as_one: list[str]) -> None:
+    tensors = read_inputs(torch.float32, device, strong=False)
+    *inputs, state, r_k, weight, bias = tensors
+    vectors = {"r_k": r_k, "weight": weight, "bias": bias, "epsilon": 64e-5}
+    with pytest.raises(StateError, match="the state has shape"):
+        wkv7_with_output(*inputs, state[:, :1], **vectors)
+    with pytest.raises(ConfigError, match="starts is"):
+        wkv7_with_output(*inputs, state, starts=torch.zeros(B, 1, device=device), **vectors)
+    # Whatever a state holds, a document that starts with the row must not see it.
+    starts = torch.zeros(B, T, dtype=torch.bool, device=device)
+    starts[:, 0] = True
+    found, after = wkv7_with_output(
+        *inputs, state.detach() * torch.nan, starts=starts, implementation="triton", **vectors
+    )
+    assert as_one == []
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(after).all()
 
 
 @only_triton

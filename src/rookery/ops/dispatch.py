@@ -16,7 +16,7 @@ from torch import Tensor
 from rookery.errors import ConfigError, StateError
 from rookery.ops.precision import full_precision
 
-__all__ = ["Implementation", "call", "check_shape", "check_state", "choose"]
+__all__ = ["Implementation", "call", "check_shape", "check_state", "choose", "prepare"]
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -147,7 +147,34 @@ def call(
     starts: Tensor | None,
     forced: str | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute a recurrence whose inputs' shapes have been checked.
+    """Compute a recurrence whose inputs' shapes have been checked; the arguments are those of `prepare`.
+
+    Returns:
+        y in the dtype of v, and the state after the last token in float32, or float64 where an input is.
+
+    Raises:
+        ConfigError: see `prepare`.
+    """
+    row, before = prepare(operator, table, inputs, v, state, fresh_state, starts, forced)
+    with full_precision(v.device.type):
+        run: Callable[..., tuple[Tensor, Tensor]] = row.run
+        if torch.compiler.is_compiling() and not row.traced:
+            run = cast("Any", torch.compiler.disable(run))
+        y, after = run(*(x if x.dtype in row.reads else x.to(before.dtype) for x in inputs), before, starts)
+    return y.to(v.dtype), after
+
+
+def prepare(
+    operator: str,
+    table: tuple[Implementation, ...],
+    inputs: tuple[Tensor, ...],
+    v: Tensor,
+    state: Tensor | None,
+    fresh_state: Callable[[torch.dtype], Tensor],
+    starts: Tensor | None,
+    forced: str | None,
+) -> tuple[Implementation, Tensor]:
+    """Check a call, and choose what computes it.
 
     Args:
         operator: the recurrence's name, for messages.
@@ -160,7 +187,7 @@ def call(
         forced: the name of an implementation, or None to choose one.
 
     Returns:
-        y in the dtype of v, and the state after the last token in float32, or float64 where an input is.
+        The row of the table, and the state that it begins with, in the dtype that it computes in.
 
     Raises:
         ConfigError: no tokens, bad `starts`, or an implementation that cannot compute this.
@@ -174,16 +201,10 @@ def call(
             f"but needs torch.bool of shape [B, T] = {(B, T)}"
         )
     dtype = compute_dtype(inputs if state is None else (*inputs, state))
-    device = v.device.type
-    row = choose(table, device=device, dtype=dtype, tokens=T, forced=forced)
+    row = choose(table, device=v.device.type, dtype=dtype, tokens=T, forced=forced)
     before = fresh_state(dtype) if state is None else state.to(dtype)
     if starts is not None:
         # Whatever a state holds, even nan, a document that starts with the row must not see it.
         unseen = starts[:, 0].view(-1, *(1,) * (before.dim() - 1))
         before = torch.where(unseen, fresh_state(dtype), before)
-    with full_precision(device):
-        run: Callable[..., tuple[Tensor, Tensor]] = row.run
-        if torch.compiler.is_compiling() and not row.traced:
-            run = cast("Any", torch.compiler.disable(run))
-        y, after = run(*(x if x.dtype in row.reads else x.to(dtype) for x in inputs), before, starts)
-    return y.to(v.dtype), after
+    return row, before

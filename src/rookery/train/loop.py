@@ -277,7 +277,7 @@ class _Run:
         self.reporter.step(row, self.budget.spent(**where), self.budget.seconds_left(**where))
 
     def _validate(self, signals: StopSignals, *, whole: bool) -> bool:
-        with self._as_it_is():
+        with self._uncompiled():
             score = (evaluate_documents if self.config.valid_documents else evaluate)(
                 self.model,
                 self.validation,
@@ -303,7 +303,7 @@ class _Run:
         self.reporter.validation(self.valid)
         return True
 
-    def _as_it_is(self) -> AbstractContextManager[object]:
+    def _uncompiled(self) -> AbstractContextManager[object]:
         """Leave compiled blocks aside: validation has other sizes, and compiling takes long for each."""
         # Where nothing is compiled, torch's compiler is not even imported.
         return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()

@@ -41,10 +41,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> float:
     Returns:
         The norm of all gradients together, as it was.
     """
-    given = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(
-        [parameter.grad for parameter in given if parameter.grad is not None]
-    )
+    given = list(parameters)
+    norm = torch.nn.utils.get_total_norm([x.grad for x in given if x.grad is not None])
     found = float(norm)
     # torch's factor is `largest` over the norm and so much.
     if not found + 1e-6 < largest:

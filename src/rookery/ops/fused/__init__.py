@@ -2,7 +2,8 @@
 
 Each has a formula in plain torch, for every device and dtype, and a ``torch.library`` operator over C++
 (``csrc/mixing.h``), forward and backward, that a CPU uses in float32 and bfloat16, and over Triton that a GPU
-uses: one pass over memory instead of one for each sum and product. `add_norm` has Triton's alone.
+uses: one pass over memory instead of one for each sum and product. What has Triton's alone (`add_norm`, the
+folding of `shifted_products`, `wkv7_with_output`) a CPU computes by torch and by the others.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from rookery.ops.fused.operators import Tiles, add_up, kernels_of, kernels_serve
 from rookery.ops.native import kernels
 from rookery.ops.tensors import contiguous, numbers, rows_together
 
-__all__ = ["output_operator", "rwkv7_output", "rwkv7_output_formula"]
+__all__ = ["bonus_operator", "output_operator", "rwkv7_output", "rwkv7_output_formula"]
 
 
 def rwkv7_output(
@@ -148,14 +148,28 @@ def _backward_by_triton(
 ) -> list[Tensor]:
     gradients = _empty_gradients(inputs, vectors, heads, epsilon, dresult)
     dinputs, dvectors = gradients[: len(inputs)], gradients[len(inputs) :]
-    tiles = Tiles(inputs[0], heads)
-    given = [contiguous(x) for x in (*inputs, *vectors, dresult)]
-    partials = dresult.new_empty(tiles.blocks, len(vectors), dresult.shape[2], dtype=torch.float32)
+    _launch_backward([*inputs, *vectors, dresult], dinputs, dvectors, heads, epsilon, bonus_alone=False)
+    return gradients
+
+
+def _launch_backward(
+    given: Sequence[Tensor],
+    dinputs: Sequence[Tensor],
+    dvectors: Sequence[Tensor],
+    heads: int,
+    epsilon: float,
+    *,
+    bonus_alone: bool,
+) -> None:
+    """Write the gradients; see the kernel."""
+    tiles = Tiles(given[0], heads)
+    partials = given[0].new_empty(tiles.blocks, len(dvectors), given[0].shape[2], dtype=torch.float32)
     kernels_of("rwkv7_output").backward[tiles.grid](
-        *(*given, *dinputs, partials, tiles.rows, heads, epsilon), BONUS_ALONE=False, **tiles.constants
+        *(*(contiguous(x) for x in given), *dinputs, partials, tiles.rows, heads, epsilon),
+        BONUS_ALONE=bonus_alone,
+        **tiles.constants,
     )
     add_up(partials, dvectors)
-    return gradients
 
 
 @_backward.register_fake
@@ -181,5 +195,27 @@ def _gradients(ctx: Any, dresult: Tensor) -> tuple[Any, ...]:
 
 _forward.register_autograd(_gradients, setup_context=_keep)
 
+
+@torch.library.custom_op("rookery::rwkv7_output_backward_of_bonus", mutates_args=(), device_types="cuda")
+def _bonus_backward(
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float, dresult: Tensor
+) -> list[Tensor]:
+    gradients = _empty_bonus_gradients(inputs, vectors, heads, epsilon, dresult)
+    dy, bonus, dv, dg, *dvectors = gradients
+    given, dinputs = [*inputs, *vectors, dresult], [dy, bonus, bonus, dv, dg]
+    _launch_backward(given, dinputs, dvectors, heads, epsilon, bonus_alone=True)
+    return gradients
+
+
+@_bonus_backward.register_fake
+def _empty_bonus_gradients(
+    inputs: Sequence[Tensor], vectors: Sequence[Tensor], heads: int, epsilon: float, dresult: Tensor
+) -> list[Tensor]:
+    """Of y, of the bonus [B, T, H] in float32 in place of r and k, of v, of g, and of each vector."""
+    y, _, _, v, g = (x.new_empty(x.shape) for x in inputs)
+    bonus = y.new_empty(*y.shape[:2], heads, dtype=torch.float32)
+    return [y, bonus, v, g, *(x.new_empty(x.shape) for x in vectors)]
+
+
 # For a function of which this is a part.
-output_operator = _forward
+output_operator, bonus_operator = _forward, _bonus_backward

@@ -7,16 +7,15 @@ a number for each head and token, and writes the sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rookery.ops.fused.operators import Tiles, add_up, kernels_of, product_dtype, triton_serves
-from rookery.ops.fused.rwkv7_output import output_operator, rwkv7_output
-from rookery.ops.tensors import contiguous, wants_gradients
-from rookery.ops.wkv7 import wkv7
+from rookery.ops.fused.operators import product_dtype, triton_serves
+from rookery.ops.fused.rwkv7_output import bonus_operator, output_operator, rwkv7_output
+from rookery.ops.tensors import wants_gradients
+from rookery.ops.wkv7 import prepare_wkv7, wkv7
 from rookery.ops.wkv7.triton import backward_operator, forward_operator
 
 __all__ = ["wkv7_with_output"]
@@ -58,19 +57,14 @@ def wkv7_with_output(
     """
     H, K = r_k.shape
     tensors = (r, log_w, k, v, a, b, g, r_k, weight, bias)
-    held = () if state is None else (state,)
-    if (
-        implementation in (None, "triton")
-        and triton_serves(*tensors, *held)
-        and wants_gradients((*tensors, *held))
-    ):
-        if state is None:
-            state = torch.zeros(len(r), H, K, K, device=r.device)
-        found: tuple[Tensor, Tensor] = _Wkv7WithOutput.apply(  # pyright: ignore[reportAssignmentType]
-            *tensors, state.float(), starts, epsilon, product_dtype(r.device.type)
-        )
-        return found
     heads = [each.unflatten(-1, (H, K)) for each in (r, log_w, k, v, a, b)]
+    if triton_serves(*tensors) and wants_gradients(tensors if state is None else (*tensors, state)):
+        row, before = prepare_wkv7(*heads, state=state, starts=starts, implementation=implementation)
+        if row.name == "triton":
+            found: tuple[Tensor, Tensor] = _Wkv7WithOutput.apply(  # pyright: ignore[reportAssignmentType]
+                *tensors, before, starts, epsilon, product_dtype(r.device.type)
+            )
+            return found
     y, state = wkv7(*heads, state=state, starts=starts, implementation=implementation)
     vectors = {"r_k": r_k, "weight": weight, "bias": bias}
     return rwkv7_output(y.flatten(-2), r, k, v, g, **vectors, heads=H, epsilon=epsilon), state
@@ -110,8 +104,8 @@ class _Wkv7WithOutput(torch.autograd.Function):
         r, log_w, k, v, a, b, g, r_k, weight, bias, *rest = ctx.saved_tensors
         starts, after, states, inverses, read = rest
         dresult, dafter = gradients
-        dy, bonus, dv, dg, *dvectors = _output_backward(
-            [read, r, k, v, g], [r_k, weight, bias], ctx.epsilon, dresult
+        dy, bonus, dv, dg, *dvectors = bonus_operator(
+            [read, r, k, v, g], [r_k, weight, bias], len(r_k), ctx.epsilon, dresult
         )
         heads = [each.unflatten(-1, r_k.shape) for each in (r, log_w, k, v, a, b)]
         dy, dv = (each.unflatten(-1, r_k.shape) for each in (dy, dv))
@@ -119,32 +113,3 @@ class _Wkv7WithOutput(torch.autograd.Function):
             *heads, starts, after, states, inverses, dy, dafter, bonus, r_k, dv
         )
         return *(each.flatten(-2) for each in dinputs), dg, *dvectors, dstate, None, None, None
-
-
-@torch.library.custom_op("rookery::rwkv7_output_backward_of_bonus", mutates_args=(), device_types="cuda")
-def _output_backward(
-    inputs: Sequence[Tensor], vectors: Sequence[Tensor], epsilon: float, dresult: Tensor
-) -> list[Tensor]:
-    gradients = _empty_gradients(inputs, vectors, epsilon, dresult)
-    dy, bonus, dv, dg, *dvectors = gradients
-    heads = len(vectors[0])
-    tiles = Tiles(inputs[0], heads)
-    given = [contiguous(x) for x in (*inputs, *vectors, dresult)]
-    partials = dresult.new_empty(tiles.blocks, len(vectors), dresult.shape[2], dtype=torch.float32)
-    kernels_of("rwkv7_output").backward[tiles.grid](
-        *(*given, dy, bonus, bonus, dv, dg, partials, tiles.rows, heads, epsilon),
-        BONUS_ALONE=True,
-        **tiles.constants,
-    )
-    add_up(partials, dvectors)
-    return gradients
-
-
-@_output_backward.register_fake
-def _empty_gradients(
-    inputs: Sequence[Tensor], vectors: Sequence[Tensor], epsilon: float, dresult: Tensor
-) -> list[Tensor]:
-    """Of y, of the bonus [B, T, H] in float32, of v, of g, and of each vector."""
-    y, _, _, v, g = (x.new_empty(x.shape) for x in inputs)
-    bonus = y.new_empty(*y.shape[:2], len(vectors[0]), dtype=torch.float32)
-    return [y, bonus, v, g, *(x.new_empty(x.shape) for x in vectors)]

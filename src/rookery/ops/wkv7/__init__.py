@@ -10,11 +10,13 @@ is taken out, and k^T v is put in. ``reference.py`` is the loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from rookery.errors import ConfigError
-from rookery.ops.dispatch import Implementation, call, check_shape, check_state
+from rookery.ops.dispatch import Implementation, call, check_shape, check_state, prepare
 from rookery.ops.in_place import in_place_row
 from rookery.ops.native import native_row
 from rookery.ops.triton import triton_row
@@ -23,7 +25,7 @@ from rookery.ops.wkv7.native import wkv7_native
 from rookery.ops.wkv7.reference import wkv7_reference
 from rookery.ops.wkv7.triton import wkv7_triton
 
-__all__ = ["IMPLEMENTATIONS", "wkv7"]
+__all__ = ["IMPLEMENTATIONS", "prepare_wkv7", "wkv7"]
 
 IMPLEMENTATIONS = (
     native_row(wkv7_native),
@@ -67,6 +69,40 @@ def wkv7(
         ConfigError: shapes, dtypes or options that do not fit.
         StateError: the state is of other shapes or on another device.
     """
+    inputs = (r, log_w, k, v, a, b)
+    fresh_state = _check(*inputs, state)
+    return call("wkv7", IMPLEMENTATIONS, inputs, v, state, fresh_state, starts, implementation)
+
+
+def prepare_wkv7(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state: Tensor | None = None,
+    *,
+    starts: Tensor | None = None,
+    implementation: str | None = None,
+) -> tuple[Implementation, Tensor]:
+    """Check a call of `wkv7`, and choose what computes it: for an operator of which the recurrence is a part.
+
+    Returns:
+        The implementation, and the state that it begins with.
+
+    Raises:
+        ConfigError, StateError: see `wkv7`.
+    """
+    inputs = (r, log_w, k, v, a, b)
+    fresh_state = _check(*inputs, state)
+    return prepare("wkv7", IMPLEMENTATIONS, inputs, v, state, fresh_state, starts, implementation)
+
+
+def _check(
+    r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None
+) -> Callable[[torch.dtype], Tensor]:
+    """Check the shapes; what makes a state of zeros."""
     if r.dim() != 4 or v.dim() != 4:
         raise ConfigError(f"wkv7: r and v need 4 axes [B, T, H, .], but have {r.dim()} and {v.dim()}")
     B, T, H, K = r.shape
@@ -80,5 +116,4 @@ def wkv7(
     def fresh_state(dtype: torch.dtype) -> Tensor:
         return torch.zeros(B, H, K, V, dtype=dtype, device=v.device)
 
-    inputs = (r, log_w, k, v, a, b)
-    return call("wkv7", IMPLEMENTATIONS, inputs, v, state, fresh_state, starts, implementation)
+    return fresh_state
