@@ -98,8 +98,8 @@ def recurrence_and_output(*shapes: tuple[torch.dtype, int, int, int, int]) -> No
     output._bonus_backward.register_kernel("cpu")(output._bonus_backward._init_fn)
     for dtype, B, T, H, K in shapes:
         inputs = [torch.zeros(B, T, H * K, dtype=dtype).requires_grad_() for _ in range(7)]
-        vectors = {name: torch.zeros(H * K) for name in ("weight", "bias")}
-        y, _ = fused.wkv7_with_output(*inputs, None, r_k=torch.zeros(H, K), **vectors, epsilon=64e-5)
+        vectors = {"r_k": torch.zeros(H, K), "weight": torch.zeros(H * K), "bias": torch.zeros(H * K)}
+        y, _ = fused.wkv7_with_output(*inputs, None, **vectors, epsilon=64e-5, implementation="triton")
         y.float().sum().backward()
 
 
