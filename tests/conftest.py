@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +101,21 @@ def random_model() -> Callable[..., Any]:
         return model.to(dtype)
 
     return make
+
+
+@pytest.fixture
+def watched_kernels() -> Iterator[None]:
+    """Fails a test whose kernels, run by Triton's interpreter, would go wrong on a GPU alone.
+
+    Of what is found, see ``tests/ops/hazards.py``.
+    """
+    from rookery.ops.triton import INSTALLED, interpreting
+
+    if not (INSTALLED and interpreting()):
+        yield
+        return
+    from tests.ops.hazards import watching
+
+    with watching() as found:
+        yield
+    assert not found, "\n".join(found)

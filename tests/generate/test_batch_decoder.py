@@ -26,6 +26,8 @@ FLAT = SamplingParams(
     temperature=0.9, top_p=1, min_p=0.02, presence_penalty=0.7, banned_tokens=(3, 70), seed=1
 )
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 
 @pytest.fixture(scope="module")
 def backends(model_file):

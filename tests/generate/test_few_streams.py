@@ -21,6 +21,8 @@ from rookery.native.quantize import quantize
 from rookery.ops.triton import DEVICES
 from rookery.state import State
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 torch.set_num_threads(1)
 
 DEVICE = DEVICES[0]

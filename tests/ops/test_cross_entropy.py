@@ -17,6 +17,8 @@ from rookery.ops.fused.cross_entropy import (
 )
 from rookery.ops.triton import DEVICES
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 IGNORED = -100
 module = importlib.import_module("rookery.ops.fused.cross_entropy")
 

@@ -33,6 +33,8 @@ from rookery.ops.fused.squared_relu import squared_relu_formula
 from rookery.ops.fused.token_shift import token_shift_formula
 from rookery.ops.triton import READS, interpreting
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 B, T, H, K = 2, 37, 3, 21
 A = H * K
 row, vector = (B, T, A), (1, 1, A)

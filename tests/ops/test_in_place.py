@@ -9,6 +9,8 @@ from rookery import ops
 from rookery.errors import ConfigError
 from rookery.ops.triton import DEVICES
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 torch.set_num_threads(1)
 
 

@@ -11,6 +11,8 @@ from rookery.ops.quantized import dequantize, quantized_linear, split_blocks
 from rookery.ops.quantized.triton import quantized_linear_triton
 from rookery.ops.triton import DEVICES
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 torch.set_num_threads(1)
 
 DEVICE = DEVICES[0]

@@ -17,6 +17,8 @@ from rookery import ops
 from rookery.errors import ConfigError, StateError
 from rookery.ops.triton import interpreting
 
+pytestmark = pytest.mark.usefixtures("watched_kernels")
+
 OPERATORS = ("wkv4", "wkv5", "wkv6", "wkv7", "gla", "delta_rule")
 # Inputs without a time axis.
 FIXED = {"wkv4": (0, 1), "wkv5": (1, 4), "wkv6": (4,)}

@@ -25,9 +25,10 @@ OPERATORS = [
 BY_ANOTHER = ("wkv5", "gla", "delta_rule")
 DEVICE = "cpu" if interpreting() or not torch.cuda.is_available() else "cuda"
 
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not interpreting(), reason="needs a GPU or TRITON_INTERPRET=1"
-)
+pytestmark = [
+    pytest.mark.skipif(DEVICE == "cpu" and not interpreting(), reason="needs a GPU or TRITON_INTERPRET=1"),
+    pytest.mark.usefixtures("watched_kernels"),
+]
 
 
 def inputs(name: str, *, T: int = 19, log_w: float | None = None, dtype: torch.dtype = torch.float32) -> Any:

@@ -44,6 +44,15 @@ def _place(A, n, lanes, LANES: tl.constexpr):
 
 
 @triton.jit
+def _are_inside(lanes, LANES: tl.constexpr):
+    """Which lanes have a place of their own: only they may touch what is updated in place.
+
+    One behind the last, in a warp that comes later, would update anew what the last one has written.
+    """
+    return tl.program_id(0) * LANES + tl.arange(0, LANES) < lanes
+
+
+@triton.jit
 def _rows(pointer, token, end, stride, TILE: tl.constexpr, WHOLE: tl.constexpr):
     """The numbers of TILE tokens from `token` on, 0 from `end` on; `pointer` is at the first one."""
     rows = ()
@@ -57,12 +66,12 @@ def _rows(pointer, token, end, stride, TILE: tl.constexpr, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def _load_state(pointer, A):
+def _load_state(pointer, A, mask):
     return (
-        tl.load(pointer),
-        tl.load(pointer + A),
-        tl.load(pointer + 2 * A),
-        tl.load(pointer + 3 * A),
+        tl.load(pointer, mask=mask),
+        tl.load(pointer + A, mask=mask),
+        tl.load(pointer + 2 * A, mask=mask),
+        tl.load(pointer + 3 * A, mask=mask),
     )
 
 
@@ -164,13 +173,14 @@ def sums(
 def join(log_w, cut, spans, A, n, length, lanes, LANES: tl.constexpr, STARTS: tl.constexpr):
     """The states before segments, at the places of the sums of those before; lanes (B, A)."""
     channel, _, row = _place(A, 1, lanes, LANES)
+    own = _are_inside(lanes, LANES)
     decay = tl.load(log_w + channel).to(tl.float32)
     spans += row * n * 4 * A + channel
-    a, b, top, age = _load_state(spans, A)
+    a, b, top, age = _load_state(spans, A, own)
     for segment in range(1, n):
         if STARTS:
             a, b, top, age = _fresh(a, b, top, age, tl.load(cut + row * n + segment - 1))
-        new_a, new_b, new_top, new_age = _load_state(spans + segment * 4 * A, A)
+        new_a, new_b, new_top, new_age = _load_state(spans + segment * 4 * A, A, own)
         age += length
         difference = tl.fma(age - new_age, decay, top - new_top)
         past, present = _factors(difference)
@@ -178,7 +188,7 @@ def join(log_w, cut, spans, A, n, length, lanes, LANES: tl.constexpr, STARTS: tl
         b = past * b + present * new_b
         top = tl.where(difference > 0, top, new_top)
         age = tl.where(difference > 0, age, new_age)
-        _store_state(spans + segment * 4 * A, a, b, top, age, A, None)
+        _store_state(spans + segment * 4 * A, a, b, top, age, A, own)
 
 
 @triton.jit
@@ -215,7 +225,7 @@ def forward(
     y += token * A + channel
     starts += token
     kept += (row * tl.cdiv(T, TILE) + first // TILE) * 4 * A + channel
-    a, b, top, age = _load_state(spans + (row * n + segment) * 4 * A + channel, A)
+    a, b, top, age = _load_state(spans + (row * n + segment) * 4 * A + channel, A, None)
     keys = _rows(k, first, end, A, TILE, WHOLE)
     values = _rows(v, first, end, A, TILE, WHOLE)
     for begin in range(0, length, TILE):
@@ -282,7 +292,7 @@ def gradient_sums(
     v += token * A + channel
     dy += token * A + channel
     starts += token
-    a, b, top, age = _load_state(kept + (row * tl.cdiv(T, TILE) + first // TILE) * 4 * A + channel, A)
+    a, b, top, age = _load_state(kept + (row * tl.cdiv(T, TILE) + first // TILE) * 4 * A + channel, A, None)
     da = tl.zeros([LANES], tl.float32)
     db = da
     left = da + 1.0
@@ -321,15 +331,17 @@ def gradient_sums(
 def gradient_join(ends, A, n, lanes, LANES: tl.constexpr):
     """The gradients of a and b after each segment, from that after the last one; lanes (B, A)."""
     channel, _, row = _place(A, 1, lanes, LANES)
+    own = _are_inside(lanes, LANES)
     ends += row * n * 3 * A + channel
-    da, db = tl.load(ends + (n - 1) * 3 * A), tl.load(ends + (n - 1) * 3 * A + A)
+    last = ends + (n - 1) * 3 * A
+    da, db = tl.load(last, mask=own), tl.load(last + A, mask=own)
     for back in range(1, n):
         at = ends + (n - 1 - back) * 3 * A
-        left = tl.load(at + 2 * A)
-        da = left * da + tl.load(at)
-        db = left * db + tl.load(at + A)
-        tl.store(at, da)
-        tl.store(at + A, db)
+        left = tl.load(at + 2 * A, mask=own)
+        da = left * da + tl.load(at, mask=own)
+        db = left * db + tl.load(at + A, mask=own)
+        tl.store(at, da, mask=own)
+        tl.store(at + A, db, mask=own)
 
 
 @triton.jit
@@ -391,7 +403,7 @@ def backward(
     dys = _rows(dy + begin * A, first + begin, end, A, TILE, WHOLE)
     # Behind the row's end there is no state kept; what is computed there counts for nothing.
     within = tl.minimum(begin, (end - 1 - first) // TILE * TILE)
-    state = _load_state(kept + within // TILE * 4 * A, A)
+    state = _load_state(kept + within // TILE * 4 * A, A, None)
     first_a, first_b = da, db
     for back in range(0, length, TILE):
         begin = length - TILE - back
@@ -400,7 +412,7 @@ def backward(
         next_values = _rows(v + ahead * A, first + ahead, end, A, TILE, WHOLE)
         next_dys = _rows(dy + ahead * A, first + ahead, end, A, TILE, WHOLE)
         within = tl.minimum(ahead, (end - 1 - first) // TILE * TILE)
-        next_state = _load_state(kept + within // TILE * 4 * A, A)
+        next_state = _load_state(kept + within // TILE * 4 * A, A, None)
         if STARTS:
             flags = _rows(starts + begin, first + begin, end, 1, TILE, WHOLE)
         a, b, top, age = state

@@ -86,8 +86,9 @@ def solve(
     STARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """M [B, H, n, C, C] of all n chunks, 0 of those that have to go token by token; grid (n, B H)."""
-    chunk, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """M [B, H, n, C, C] of all n chunks, 0 of those that have to go token by token; grid (B H n,)."""
+    n = tl.cdiv(T, C)
+    chunk, head = tl.program_id(0) % n, (tl.program_id(0) // n).to(tl.int64)
     first = (head // H * T * H + head % H) * K
     stride = H * K
     token, channel = tl.arange(0, C), tl.arange(0, BK)
@@ -108,7 +109,7 @@ def solve(
         found = tl.sum(weights[:, None] * inverse, axis=0)
         inverse += tl.where(token[:, None] == i, found[None, :], 0.0)
     inverse = tl.where(strong, 0.0, inverse)
-    at = inverses + (head * tl.num_programs(0) + chunk) * C * C
+    at = inverses + tl.program_id(0).to(tl.int64) * C * C
     tl.store(at + token[:, None] * C + token[None, :], inverse)
 
 

@@ -94,7 +94,7 @@ def _solve(inputs: Sequence[Tensor], marks: Tensor, sizes: dict[str, Any], into:
     B, H, n = into.shape[:3]
     own = {name: sizes[name] for name in ("K", "BK", "C", "STARTS", "PRECISION")}
     kernels = triton_kernels("rookery.ops.wkv7.kernels")
-    kernels.solve[(n, B * H)](log_w, a, b, marks, into, log_w.shape[1], H, **own, num_warps=1)
+    kernels.solve[(B * H * n,)](log_w, a, b, marks, into, log_w.shape[1], H, **own, num_warps=1)
 
 
 def _advance(

@@ -32,7 +32,6 @@ def cross_entropy(
     logits += token * N
     target = tl.load(targets + token)
     predicted = target != ignore_index
-    # Before the reductions, at which all warps meet: after them a faster one may already write.
     of_target = tl.load(logits + tl.where(predicted, target, 0)).to(tl.float32)
     column = tl.arange(0, BLOCK)
     # In each place of a block, over all blocks: the largest logit, where it was, and the sum scaled by it.
@@ -50,6 +49,8 @@ def cross_entropy(
     total = tl.sum(total * tl.exp(largest - top), axis=0)
     tl.store(losses + token, tl.where(predicted, top + tl.log(total) - of_target, 0.0))
     if GRADIENT:
+        # All warps have read the target's logit before one writes its gradient there.
+        tl.debug_barrier()
         scale = tl.where(predicted, 1.0 / total, 0.0)
         taken = tl.where(predicted, target, -1)
         first = tl.min(tl.where(largest == top, where, N), axis=0)
