@@ -19,7 +19,9 @@ from benchmarks.report import Figure
 from rookery.generate.batch.steps import StepRecorder
 from rookery.state import State
 
-__all__ = ["measure", "measure_step"]
+__all__ = ["FORWARD", "GRADIENT", "STATE", "errors", "measure", "measure_step"]
+
+FORWARD, STATE, GRADIENT = "forward error", "final state error", "worst gradient error"
 
 # Tokens of each stream: the last one reads what the step wrote of all others.
 _STEPS = 3
@@ -30,24 +32,36 @@ def measure(setting: Setting, *, recurrence: str, dtype: str, head_size: int) ->
 
     Both sides get the same inputs, rounded to the dtype; y and gradients are of that dtype, states float32.
     """
-    B, T, H = setting.shapes.checked
     kind = getattr(torch, dtype)
-    random = generator(setting)
-    inputs = inputs_of(recurrence, B, T, H, head_size, dtype=kind, generator=random)
-    inputs.append(state_of(recurrence, B, H, head_size, generator=random))
-    starts = torch.rand((B, T), generator=random, device=setting.device) < 3 / T
+    B, T, H = setting.shapes.checked
     implementation = implementation_of(recurrence, setting.device, kind, T)
     yield Fact(name=f"implementation of {recurrence}", value=implementation)
+    found = errors(recurrence, (B, T, H, head_size), kind, implementation, generator(setting))
+    for what, error in found.items():
+        yield Figure(f"{recurrence} {what}, {_short(dtype)}, head size {head_size}", error, "of the norm")
+
+
+def errors(
+    recurrence: str,
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    implementation: str,
+    random: torch.Generator,
+) -> dict[str, float]:
+    """`FORWARD`, `STATE` and `GRADIENT` -> the error, for inputs of B, T, H, K."""
+    B, T, H, K = shape
+    inputs = inputs_of(recurrence, B, T, H, K, dtype=dtype, generator=random)
+    inputs.append(state_of(recurrence, B, H, K, generator=random))
+    starts = torch.rand((B, T), generator=random, device=random.device) < 3 / T
     ours = _run(recurrence, leaves(inputs), starts, implementation, random.initial_seed(), poisoned=True)
     exact = leaves(inputs, torch.float64)
     wanted = _run(recurrence, exact, starts, "reference", random.initial_seed(), poisoned=False)
-    where = f"{_short(dtype)}, head size {head_size}"
-    yield Figure(f"{recurrence} forward error, {where}", apart(ours[0], wanted[0]), "of the norm")
-    # The maximum of wkv4's state may be any number: what it stands for is compared.
-    pairs = (_meaning(recurrence, ours[1]), _meaning(recurrence, wanted[1]))
-    yield Figure(f"{recurrence} final state error, {where}", apart(*pairs), "of the norm")
-    worst = max(apart(found, exactly) for found, exactly in zip(ours[2], wanted[2], strict=True))
-    yield Figure(f"{recurrence} worst gradient error, {where}", worst, "of the norm")
+    return {
+        FORWARD: apart(ours[0], wanted[0]),
+        # The maximum of wkv4's state may be any number: what it stands for is compared.
+        STATE: apart(_meaning(recurrence, ours[1]), _meaning(recurrence, wanted[1])),
+        GRADIENT: max(apart(found, exactly) for found, exactly in zip(ours[2], wanted[2], strict=True)),
+    }
 
 
 def measure_step(setting: Setting, *, size: str, dtype: str, streams: int) -> Iterator[Figure | Fact]:

@@ -30,10 +30,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.correctness import FORWARD, GRADIENT, errors
 from benchmarks.gpu.process import reason_of
 from benchmarks.gpu.recurrences import call, implementation_of, inputs_of, leaves
 from benchmarks.gpu.setting import Setting
-from benchmarks.gpu.timing import apart, free, generator, timed
+from benchmarks.gpu.timing import free, generator, timed
 from benchmarks.report import Figure, add_report_arguments, interleaved, print_figures, write_figures
 
 __all__ = ["TRIED", "chosen", "main", "measure", "variant"]
@@ -113,13 +114,13 @@ def measure(setting: Setting, recurrence: str, variants: Mapping[str, Variant]) 
     for name, choices in variants.items():
         try:
             with chosen(recurrence, choices):
-                y_error, worst = _errors(setting, recurrence, implementation)
+                found = _errors(setting, recurrence, implementation)
                 _turn(recurrence, inputs, implementation, choices)()
         except Exception as error:  # a kernel that does not compile or run here is a result as well
             yield Figure(f"{name}: forward + backward", float("nan"), "ms", failed=reason_of(error))
             continue
-        yield Figure(f"{name}: forward error", y_error, "of the norm")
-        yield Figure(f"{name}: worst gradient error", worst, "of the norm")
+        for what in (FORWARD, GRADIENT):
+            yield Figure(f"{name}: {what}", found[what], "of the norm")
         both[name] = timed(setting.device, _turn(recurrence, inputs, implementation, choices))
         forward[name] = timed(
             setting.device, _turn(recurrence, inputs, implementation, choices, backward=False)
@@ -151,19 +152,10 @@ def _turn(
     return turn
 
 
-def _errors(setting: Setting, recurrence: str, implementation: str) -> tuple[float, float]:
-    """Of y, and of the gradient that is worst, on few heads."""
-    B, T, H = setting.shapes.checked
-    K = setting.shapes.kernel[3]
-    drawn = inputs_of(recurrence, B, T, H, K, dtype=torch.bfloat16, generator=generator(setting, 1))
-    found, exact = leaves(drawn), leaves(drawn, torch.float64)
-    sides = []
-    for inputs, by in ((found, implementation), (exact, "reference")):
-        y, _ = call(recurrence, inputs, by)
-        dy = torch.randn(y.shape, generator=generator(setting, 2), device=y.device).to(y)
-        sides.append((y, torch.autograd.grad(y, inputs, dy)))
-    (y, gradients), (wanted, exactly) = sides
-    return apart(y, wanted), max(apart(x, z) for x, z in zip(gradients, exactly, strict=True))
+def _errors(setting: Setting, recurrence: str, implementation: str) -> dict[str, float]:
+    """On few heads."""
+    shape = (*setting.shapes.checked, setting.shapes.kernel[3])
+    return errors(recurrence, shape, torch.bfloat16, implementation, generator(setting, 1))
 
 
 def _compile(values: dict[str, Any], recurrence: str, choices: Variant) -> None:
