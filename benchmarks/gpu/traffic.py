@@ -1,4 +1,4 @@
-"""What one layer of RWKV-7 moves through memory and keeps in a training step, counted without a device.
+"""What one layer moves through memory and keeps in a training step, counted without a device.
 
     python -m benchmarks.gpu.traffic
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -27,17 +28,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.gpu.setting import FULL
-from rookery.config import ModelConfig
+from rookery.config import ModelConfig, preset
 from rookery.models import RWKV
 from rookery.ops.fused import operators
 from rookery.ops.triton import READS
 
-__all__ = ["LOW_RANK", "PRODUCTS", "Traffic", "of_layer"]
+__all__ = ["LOW_RANK", "ONE_OF_EACH", "PRODUCTS", "Traffic", "of_layer"]
 
 PRODUCTS, LOW_RANK = "matrix products", "matrix products of low rank"
 
 # The largest rank of a published size is 480, and the least width 768.
 _MOST_RANK = 512
+
+ONE_OF_EACH = (preset("4", "1.5B"), preset("5.2", "1.5B"), preset("6", "1.6B"), preset("7", "1.5B"))
+"""One size of each."""
 
 # So many that what is read and written once for all tokens, the parameters, is a small part.
 _TOKENS = (16, 4096)
@@ -85,19 +89,16 @@ class _Count(TorchDispatchMode):
 @contextmanager
 def _as_on_a_gpu() -> Iterator[None]:
     """Let operators take the tensors of a CPU for those of a GPU, and multiply in bfloat16."""
-    wkv7 = import_module("rookery.ops.wkv7")
-    before = (dict(operators.SERVED), dict(operators.TRITON_SERVED), operators.NARROWS, wkv7.IMPLEMENTATIONS)
-    operators.SERVED["cpu"] = operators.TRITON_SERVED["cpu"] = READS
-    operators.NARROWS = ("cpu",)
-    wkv7.IMPLEMENTATIONS = tuple(replace(row, devices=None) for row in wkv7.IMPLEMENTATIONS)
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            yield
-    finally:
-        for table, rows in zip((operators.SERVED, operators.TRITON_SERVED), before, strict=False):
-            table.clear()
-            table.update(rows)
-        operators.NARROWS, wkv7.IMPLEMENTATIONS = before[2:]
+    modules = [import_module(f"rookery.ops.wkv{version}") for version in (4, 5, 6, 7)]
+    with ExitStack() as stack:
+        for table in (operators.SERVED, operators.TRITON_SERVED):
+            stack.enter_context(patch.dict(table, cpu=READS))
+        stack.enter_context(patch.object(operators, "NARROWS", ("cpu",)))
+        for module in modules:
+            rows = tuple(replace(row, devices=None) for row in module.IMPLEMENTATIONS)
+            stack.enter_context(patch.object(module, "IMPLEMENTATIONS", rows))
+        stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
+        yield
 
 
 def of_layer(config: ModelConfig) -> Traffic:
@@ -119,9 +120,9 @@ def of_layer(config: ModelConfig) -> Traffic:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
                 results = block(x, added, None, v_first, implementation="triton")[:2]
             torch.autograd.backward(results, [torch.empty_like(each) for each in results])
-            # Other layers have their part in the gradient of the first one's values.
-            assert v_first.grad is not None
-            v_first.grad + v_first.grad
+            # Of RWKV-7: other layers have their part in the gradient of the first one's values.
+            if v_first.grad is not None:
+                v_first.grad + v_first.grad
     tokens = _TOKENS[0] * _TOKENS[1]
     return Traffic(
         moved={name: size / tokens for name, size in count.bytes.items()},
@@ -156,8 +157,26 @@ def main() -> None:
         "all beside products", "", *_row([traffic.beside_products for traffic, _ in sizes.values()], one)
     )
     table.add_row("kept", "", *_row([traffic.kept for traffic, _ in sizes.values()], one))
-    Console(width=100).print(table)
-    print("A vector is the channels of a token in bfloat16; the column has those of the first size.")
+    console = Console(width=100)
+    console.print(table)
+    print("A vector is the channels of a token in bfloat16; the column has those of the first size.\n")
+    console.print(_of_versions())
+
+
+def _of_versions() -> Table:
+    table = Table(title="A layer of each version: vectors for each token", title_justify="left")
+    for heading in ("", "beside products", "products", "of low rank", "kept"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+    for config in ONE_OF_EACH:
+        traffic, vector = of_layer(config), 2 * config.width
+        counts = (
+            traffic.beside_products,
+            traffic.moved[PRODUCTS],
+            traffic.moved.get(LOW_RANK, 0),
+            traffic.kept,
+        )
+        table.add_row(f"RWKV-{config.version}", *(f"{count / vector:.1f}" for count in counts))
+    return table
 
 
 def _row(counts: Sequence[float], one: int) -> list[str]:

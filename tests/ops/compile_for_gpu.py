@@ -130,7 +130,16 @@ def elementwise() -> None:
     shifted: Any = import_module("rookery.ops.fused.shifted_products")
     for operator in ("_fold", "_fold_backward", "_add_previous", "_spread"):
         getattr(shifted, operator).register_kernel("cpu")(getattr(shifted, operator)._init_fn)
-    for name in ("add_norm", "token_shift", "squared_relu", "rwkv7_inputs", "rwkv7_output"):
+    for name in (
+        "add_norm",
+        "head_norm",
+        "rwkv6_decay",
+        "rwkv7_inputs",
+        "rwkv7_output",
+        "sigmoid_gate",
+        "squared_relu",
+        "token_shift",
+    ):
         module: Any = import_module(f"rookery.ops.fused.{name}")
         for operator in ("_forward", "_backward"):
             by_triton = getattr(module, f"{operator}_by_triton", getattr(module, operator)._init_fn)
@@ -157,6 +166,12 @@ def elementwise() -> None:
         fused.token_shift(numbers(*row), None, [numbers(1, 1, H * K) for _ in range(6)], starts=starts),
         fused.token_shift(numbers(*row), numbers(B, H * K), [numbers(*row)], starts=None, to_present=True),
         [fused.squared_relu(numbers(*row))],
+        [fused.sigmoid_gate(numbers(*row), numbers(*row))],
+        [fused.rwkv6_decay(numbers(*row), numbers(*channels), heads=H)],
+        *(
+            [fused.head_norm(numbers(*row), gate, *channels_of, heads=H, epsilon=64e-5)]
+            for gate in (numbers(*row), None)
+        ),
         fused.rwkv7_inputs(
             *(numbers(*row) for _ in range(4)), None, **first, k_a=numbers(*channels), heads=H
         ),

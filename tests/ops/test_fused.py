@@ -18,17 +18,23 @@ from rookery.ops import native
 from rookery.ops.fused import (
     Mix7,
     add_norm,
+    head_norm,
     operators,
+    rwkv6_decay,
     rwkv7_inputs,
     rwkv7_output,
     shifted_products,
+    sigmoid_gate,
     squared_relu,
     token_shift,
     wkv7_with_output,
 )
 from rookery.ops.fused.add_norm import add_norm_formula
+from rookery.ops.fused.head_norm import head_norm_formula
+from rookery.ops.fused.rwkv6_decay import rwkv6_decay_formula
 from rookery.ops.fused.rwkv7_inputs import rwkv7_inputs_formula
 from rookery.ops.fused.rwkv7_output import rwkv7_output_formula
+from rookery.ops.fused.sigmoid_gate import sigmoid_gate_formula
 from rookery.ops.fused.squared_relu import squared_relu_formula
 from rookery.ops.fused.token_shift import token_shift_formula
 from rookery.ops.triton import READS, interpreting
@@ -109,9 +115,35 @@ def norm_alone(function: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
+def norm_of_heads(gated: bool) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    def bind(function: Callable[..., object]) -> Callable[..., object]:
+        def call(y, *others) -> object:
+            g, weight, bias = others if gated else (None, *others)
+            return function(y, g, weight, bias, heads=H, epsilon=64e-5)
+
+        return call
+
+    return bind
+
+
+def decay6(function: Callable[..., object]) -> Callable[..., object]:
+    return lambda x, base: function(x, base, heads=H)
+
+
 CASES = {
     "add_norm": Case([row, row, (A,), (A,)], sum_and_norm(add_norm), sum_and_norm(add_norm_formula), True),
     "norm alone": Case([row, (A,), (A,)], norm_alone(add_norm), norm_alone(add_norm_formula), True),
+    "head_norm": Case(
+        [row, row, (A,), (A,)],
+        norm_of_heads(True)(head_norm),
+        norm_of_heads(True)(head_norm_formula),
+        True,
+    ),
+    "head_norm without a gate": Case(
+        [row, (A,), (A,)], norm_of_heads(False)(head_norm), norm_of_heads(False)(head_norm_formula), True
+    ),
+    "decay6": Case([row, vector], decay6(rwkv6_decay), decay6(rwkv6_decay_formula), True),
+    "sigmoid_gate": Case([row, row], sigmoid_gate, sigmoid_gate_formula, True),
     "squared_relu": Case([row], squared_relu, squared_relu_formula),
     "inputs7": Case(
         [*[row] * 4, *[vector] * 4, row, row, vector],
@@ -150,7 +182,16 @@ def assert_close(got: list[Tensor], wanted: list[Tensor], bound: float) -> None:
         assert (x.double() - y).norm() <= bound * y.norm(), i
 
 
-NAMES = ("add_norm", "rwkv7_inputs", "rwkv7_output", "squared_relu", "token_shift")
+NAMES = (
+    "add_norm",
+    "head_norm",
+    "rwkv6_decay",
+    "rwkv7_inputs",
+    "rwkv7_output",
+    "sigmoid_gate",
+    "squared_relu",
+    "token_shift",
+)
 MODULES = [import_module(f"rookery.ops.fused.{name}") for name in NAMES]
 KERNELS = [] if native.kernels is None else native.kernels.available_instruction_sets()
 
@@ -219,6 +260,10 @@ every_operator = pytest.mark.parametrize(
     [
         "add_norm",
         "norm alone",
+        "head_norm",
+        "head_norm without a gate",
+        "decay6",
+        "sigmoid_gate",
         "squared_relu",
         "inputs7",
         "output7",
@@ -226,6 +271,24 @@ every_operator = pytest.mark.parametrize(
         "token shift, weights of tokens, documents, to the present",
     ],
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_tokens_may_be_one_tensor(dtype: torch.dtype, device: str) -> None:
+    case = CASES["token shift, weights of tokens, documents"]
+    x, last, *weights = case.inputs(dtype, device)
+    wanted = results(case.fused, [x, last, *weights])
+    together = torch.stack(weights).detach().requires_grad_()
+    bind = shift(True, False)
+
+    def call(x: Tensor, last: Tensor, together: Tensor) -> object:
+        return bind(lambda x, last, weights, **how: token_shift(x, last, weights[0], **how))(
+            x, last, together
+        )
+
+    *others, gradient = results(call, [x, last, together])
+    for found, each in zip((*others, *gradient), wanted, strict=True):
+        assert torch.equal(found, each)
 
 
 @only_triton
@@ -258,7 +321,8 @@ def test_a_gpu_gets_results_in_the_dtype_that_matrix_products_read(
     assert_close(got, results(case.formula, exact), 0.01)
     count = len(got) - len(tensors)
     # In float16 the logarithms of slow decays would be lost.
-    decays = [torch.float32] if name == "inputs7" and dtype == torch.float16 else []
+    wide = name == "decay6" or (name == "inputs7" and dtype == torch.float16)
+    decays = [torch.float32] if wide else []
     assert [x.dtype for x in got[:count]] == decays + [dtype] * (count - len(decays))
     assert [x.dtype for x in got[count:]] == [x.dtype for x in tensors]
 
@@ -644,6 +708,16 @@ def test_torch_finds_no_fault_with_the_sum_and_its_norm(device: str) -> None:
         torch.library.opcheck(OPERATORS.add_norm.default, (x, added, weight, bias, 1e-5, narrow))
         arguments = (x, weight, bias, x, y, 1e-5, narrow)
         torch.library.opcheck(OPERATORS.add_norm_backward.default, arguments)
+
+
+@only_triton
+def test_torch_finds_no_fault_with_norms_gates_and_decays_of_heads(device: str) -> None:
+    y, g, weight, bias = CASES["head_norm"].inputs(torch.float32, device)
+    for gate in (g, None):
+        arguments = (y, gate, weight, bias, H, 64e-5, torch.bfloat16)
+        torch.library.opcheck(OPERATORS.head_norm.default, arguments)
+    torch.library.opcheck(OPERATORS.sigmoid_gate.default, (y, g, None))
+    torch.library.opcheck(OPERATORS.rwkv6_decay.default, (y, weight, H))
 
 
 @only_triton

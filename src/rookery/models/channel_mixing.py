@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rookery.models.initial import Depth, orthogonal, ramp
 from rookery.models.parts import vector
 from rookery.models.time_mixing import Sizes
-from rookery.ops.fused import squared_relu, token_shift
+from rookery.ops.fused import sigmoid_gate, squared_relu, token_shift
 
 __all__ = ["ChannelMixing", "ChannelMixing4", "ChannelMixing5", "ChannelMixing6", "ChannelMixing7"]
 
@@ -83,7 +83,7 @@ class ChannelMixing4(SquaredReluMixing):
         """Gated squared ReLU of the shifted input."""
         weights = (self.time_mix_k, self.time_mix_r)
         x_k, x_r = token_shift(x, shift, weights, starts=starts, to_present=True)
-        return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
+        return sigmoid_gate(self.expand(x_k), self.receptance(x_r))
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v4neo``."""
@@ -118,7 +118,7 @@ class ChannelMixing6(SquaredReluMixing):
     def mix(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> Tensor:
         """Gated squared ReLU of the shifted input."""
         x_k, x_r = token_shift(x, shift, (self.time_maa_k, self.time_maa_r), starts=starts)
-        return torch.sigmoid(self.receptance(x_r)) * self.expand(x_k)
+        return sigmoid_gate(self.expand(x_k), self.receptance(x_r))
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v5``."""

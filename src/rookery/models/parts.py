@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from rookery.ops.fused import multiply
+from rookery.ops.fused import head_norm, multiply
 
-__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "full_precision", "low_rank", "vector"]
+__all__ = ["HEAD_NORM_EPSILON", "HeadNorm", "low_rank", "vector"]
 
 # Models are trained with it since RWKV-5.1, written as 1e-5 on outputs divided by 8. It is no detail: the
 # median variance of a head's output is near 1e-6.
@@ -18,7 +17,7 @@ HEAD_NORM_EPSILON = 64e-5
 
 
 class HeadNorm(nn.Module):
-    """``ln_x``: normalises each head of each position by itself; weight and bias are [A]."""
+    """``ln_x``: normalises each head of each position by itself, before a gate; weight and bias are [A]."""
 
     def __init__(self, attention_width: int, *, eps: float = HEAD_NORM_EPSILON):
         super().__init__()
@@ -26,24 +25,14 @@ class HeadNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(attention_width))
         self.eps = eps
 
-    def forward(self, y: Tensor) -> Tensor:
-        """[B, T, H, V] -> [B, T, A]."""
-        # A group norm over [B T, A] is the same, but takes 5 times as long on a CPU.
-        normal = F.layer_norm(y, y.shape[-1:], eps=self.eps)
-        return torch.addcmul(self.bias, normal.flatten(2), self.weight)
+    def forward(self, y: Tensor, g: Tensor | None = None) -> Tensor:
+        """[B, T, H, V] -> [B, T, A], times silu(g) where there is a gate [B, T, A]."""
+        return head_norm(y.flatten(2), g, self.weight, self.bias, heads=y.shape[2], epsilon=self.eps)
 
 
 def vector(size: int) -> nn.Parameter:
     """A parameter for each channel, in the shape [1, 1, size] of official checkpoints."""
     return nn.Parameter(torch.zeros(1, 1, size))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is where it is float64.
-
-    Decays need it: those of slow channels lie within 1e-4 of 1, where bfloat16 has steps of 4e-3.
-    """
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def low_rank(

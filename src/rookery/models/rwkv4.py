@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, zigzag
-from rookery.models.parts import full_precision, vector
+from rookery.models.parts import vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.ops import wkv4
-from rookery.ops.fused import token_shift
+from rookery.ops.fused import sigmoid_gate, token_shift
+from rookery.ops.tensors import full_precision
 
 __all__ = ["TimeMixing4"]
 
@@ -65,7 +66,7 @@ class TimeMixing4(TimeMixing[ModelConfig]):
             starts=starts,
             implementation=implementation,
         )
-        y = torch.sigmoid(self.receptance(x_r)) * y
+        y = sigmoid_gate(y, self.receptance(x_r))
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:

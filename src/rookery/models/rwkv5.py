@@ -17,14 +17,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, zigzag
-from rookery.models.parts import HEAD_NORM_EPSILON, HeadNorm, full_precision, vector
+from rookery.models.parts import HEAD_NORM_EPSILON, HeadNorm, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.ops import wkv5
 from rookery.ops.fused import token_shift
+from rookery.ops.tensors import full_precision
 
 __all__ = ["TimeMixing50", "TimeMixing51", "TimeMixing52"]
 
@@ -69,7 +69,7 @@ class _TimeMixing5(TimeMixing[ModelConfig]):
             starts=starts,
             implementation=implementation,
         )
-        y = self.gated(self.ln_x(y), *x_gate)
+        y = self.ln_x(y, self.gate_of(*x_gate))
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
     @abstractmethod
@@ -84,9 +84,9 @@ class _TimeMixing5(TimeMixing[ModelConfig]):
         """The weights of the token shifts of key, value, receptance, and where there is one the gate."""
         return [self.time_mix_k, self.time_mix_v, self.time_mix_r]
 
-    def gated(self, y: Tensor, *x_gate: Tensor) -> Tensor:
-        """The output [B, T, A] after the gate, made of its shifted input; without one, as it is."""
-        return y
+    def gate_of(self, *x_gate: Tensor) -> Tensor | None:
+        """The gate [B, T, A] before its activation, made of its shifted input; None where there is none."""
+        return None
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v5``."""
@@ -166,9 +166,9 @@ class _Gate(_TimeMixing5):
     def shift_weights(self) -> list[Tensor]:
         return [*super().shift_weights(), self.time_mix_g]
 
-    def gated(self, y: Tensor, *x_gate: Tensor) -> Tensor:
+    def gate_of(self, *x_gate: Tensor) -> Tensor:
         (x_g,) = x_gate
-        return y * F.silu(self.gate(x_g))
+        return self.gate(x_g)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         return super().initial_values(generator) | {

@@ -15,14 +15,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rookery.config import ModelConfig
 from rookery.models.initial import orthogonal, ramp, uniform, zigzag
-from rookery.models.parts import HeadNorm, full_precision, low_rank, multiply, vector
+from rookery.models.parts import HeadNorm, low_rank, multiply, vector
 from rookery.models.time_mixing import TimeMixing, TimeMixingState
 from rookery.ops import wkv6
-from rookery.ops.fused import token_shift
+from rookery.ops.fused import rwkv6_decay, token_shift
+from rookery.ops.tensors import full_precision
 
 __all__ = ["TimeMixing6"]
 
@@ -71,7 +71,7 @@ class TimeMixing6(TimeMixing[ModelConfig]):
         x_w, x_k, x_v, x_r, x_g = self.shifted(x, shift, starts)
         heads = (*x.shape[:2], self.config.num_heads, self.config.head_size)
         moved = low_rank(x_w, self.time_decay_w1, self.time_decay_w2, torch.tanh)
-        log_w = -torch.exp(full_precision(self.time_decay) + full_precision(moved))
+        log_w = rwkv6_decay(moved, self.time_decay, heads=self.config.num_heads)
         y, wkv = wkv6(
             self.receptance(x_r).view(heads),
             log_w.view(heads),
@@ -82,7 +82,7 @@ class TimeMixing6(TimeMixing[ModelConfig]):
             starts=starts,
             implementation=implementation,
         )
-        y = self.ln_x(y) * F.silu(self.gate(x_g))
+        y = self.ln_x(y, self.gate(x_g))
         return self.output(y), TimeMixingState(x[:, -1], wkv), v_first
 
     def shifted(self, x: Tensor, shift: Tensor | None, starts: Tensor | None) -> list[Tensor]:
@@ -92,7 +92,7 @@ class TimeMixing6(TimeMixing[ModelConfig]):
         hidden = torch.tanh(multiply(hint, self.time_maa_w1)).view(B * T, _MIXED, -1).transpose(0, 1)
         fixed = (self.time_maa_w, self.time_maa_k, self.time_maa_v, self.time_maa_r, self.time_maa_g)
         weights = torch.baddbmm(torch.cat(fixed).view(_MIXED, 1, D), hidden, self.time_maa_w2)
-        return token_shift(x, shift, weights.view(_MIXED, B, T, D).unbind(), starts=starts)
+        return token_shift(x, shift, weights.view(_MIXED, B, T, D), starts=starts)
 
     def initial_values(self, generator: torch.Generator) -> dict[str, Tensor]:
         """RWKV-LM, ``RWKV-v5``."""

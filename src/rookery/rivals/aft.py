@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from rookery.errors import ConfigError
 from rookery.models.initial import orthogonal
-from rookery.models.parts import full_precision
+from rookery.ops.fused import sigmoid_gate
 from rookery.ops.precision import full_precision as without_autocast
+from rookery.ops.tensors import full_precision
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import ANY, RivalMixing, positions, visible
 
@@ -102,7 +103,7 @@ class AFT(RivalMixing):
         y = weighted_average(self.biases(places), places.hidden, k, v)
         if places.keep is not None:
             k, v = (each[:, each.shape[1] - places.keep :].clone() for each in (k, v))
-        return self.output(torch.sigmoid(self.query(x)) * y), AFTState(k, v, places.after), places
+        return self.output(sigmoid_gate(y, self.query(x))), AFTState(k, v, places.after), places
 
     def biases(self, places: _Places) -> Tensor:
         """w of each token and each that is there to be seen, [G, T, S + T]."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rookery.models.initial import orthogonal
 from rookery.ops import wkv4
+from rookery.ops.fused import sigmoid_gate
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import RivalMixing
 
@@ -54,7 +55,7 @@ class AFTSimple(RivalMixing):
         nothing = k.new_zeros(k.shape[-1])
         sums = None if state is None else state.sums
         y, sums = wkv4(nothing, nothing, k, v, sums, starts=starts, implementation=implementation)
-        return self.output(torch.sigmoid(self.query(x)) * y), AFTSimpleState(sums), None
+        return self.output(sigmoid_gate(y, self.query(x))), AFTSimpleState(sums), None
 
     def state_shapes(self, streams: int) -> tuple[tuple[int, ...], ...]:
         """See ``RivalMixing.state_shapes``."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rookery.models.initial import orthogonal
-from rookery.models.parts import full_precision
+from rookery.ops.tensors import full_precision
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import ANY, RivalMixing, positions, visible
 

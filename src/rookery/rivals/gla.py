@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rookery.models.initial import orthogonal
-from rookery.models.parts import HeadNorm, full_precision
+from rookery.models.parts import HeadNorm
 from rookery.ops import gla
+from rookery.ops.tensors import full_precision
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import RivalMixing
 
@@ -71,7 +72,7 @@ class GLA(RivalMixing):
             starts=starts,
             implementation=implementation,
         )
-        return self.output(self.norm(y) * F.silu(self.gate(x))), GLAState(memory), None
+        return self.output(self.norm(y, self.gate(x))), GLAState(memory), None
 
     def state_shapes(self, streams: int) -> tuple[tuple[int, ...], ...]:
         """See ``RivalMixing.state_shapes``."""

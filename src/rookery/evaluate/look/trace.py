@@ -17,9 +17,10 @@ from torch import Tensor
 from rookery.config import Version
 from rookery.models import RWKV
 from rookery.models.model import Block
-from rookery.models.parts import full_precision, low_rank
+from rookery.models.parts import low_rank
 from rookery.models.time_mixing import TimeMixingState
 from rookery.ops.fused import token_shift
+from rookery.ops.tensors import full_precision
 
 __all__ = ["FIXED_DECAY", "Seen", "decay_of_weights", "half_lives", "watching"]
 

@@ -29,7 +29,7 @@ from rookery.ops.fused.operators import (
     widest,
 )
 from rookery.ops.native import kernels
-from rookery.ops.tensors import contiguous, numbers, rows_together
+from rookery.ops.tensors import contiguous, full_precision, numbers, rows_together
 
 __all__ = ["Inputs7", "Mix7", "rwkv7_inputs", "rwkv7_inputs_formula"]
 
@@ -118,17 +118,13 @@ def rwkv7_inputs_formula(
     heads: int,
 ) -> Inputs7:
     """In plain torch."""
-    log_w = _FASTEST_LOG_DECAY * torch.sigmoid(_full_precision(w0) + _full_precision(w))
+    log_w = _FASTEST_LOG_DECAY * torch.sigmoid(full_precision(w0) + full_precision(w))
     rate = torch.sigmoid(a0 + a)
-    kappa = F.normalize(_full_precision(k * k_k).unflatten(-1, (heads, -1)), dim=-1, eps=1e-12).flatten(-2)
+    kappa = F.normalize(full_precision(k * k_k).unflatten(-1, (heads, -1)), dim=-1, eps=1e-12).flatten(-2)
     if mix is not None:
         share = torch.sigmoid(mix.v0 + mix.share)
         v = torch.lerp(v, mix.v_first.to(v.dtype), share.to(v.dtype))
     return Inputs7(log_w, k * (1 + (rate - 1) * k_a), v, -kappa, kappa * rate)
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _in_order(w: Tensor, k: Tensor, a: Tensor, *mixed: Tensor) -> list[Tensor | None]:

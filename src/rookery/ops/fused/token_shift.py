@@ -20,7 +20,7 @@ __all__ = ["token_shift", "token_shift_formula"]
 def token_shift(
     x: Tensor,
     last: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor] | Tensor,
     *,
     starts: Tensor | None = None,
     to_present: bool = False,
@@ -30,7 +30,8 @@ def token_shift(
     Args:
         x: [B, T, D].
         last: [B, D], the input before ``x[:, 0]``; None for zeros, at the start of a text.
-        weights: each [1, 1, D], or each [B, T, D].
+        weights: each [1, 1, D], or each [B, T, D]; the latter may be one tensor [n, B, T, D], whose gradient
+            is then made as one.
         starts: [B, T] bool; the first token of a document has zeros before it.
         to_present: the other way, as RWKV-4 and 5 do it: 0 gives the previous input, 1 the present.
 
@@ -42,14 +43,15 @@ def token_shift(
         before = None if last is None else last.to(x.dtype)
         varying = weights[0].shape[:2] != (1, 1)
         dtype = product_dtype(x.device.type)
-        return _forward(x, before, list(weights), starts, to_present, varying, dtype)
+        given = [weights] if isinstance(weights, Tensor) else list(weights)
+        return _forward(x, before, given, starts, to_present, varying, dtype)
     return token_shift_formula(x, last, weights, starts=starts, to_present=to_present)
 
 
 def token_shift_formula(
     x: Tensor,
     last: Tensor | None,
-    weights: Sequence[Tensor],
+    weights: Sequence[Tensor] | Tensor,
     *,
     starts: Tensor | None = None,
     to_present: bool = False,
@@ -64,6 +66,11 @@ def token_shift_formula(
     origin, target = (previous, x) if to_present else (x, previous)
     difference = target - origin
     return [torch.addcmul(origin, difference, weight) for weight in weights]
+
+
+def _each(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """One by one, where all are one tensor."""
+    return weights[0].unbind() if weights[0].dim() == 4 else weights
 
 
 @torch.library.custom_op("rookery::token_shift", mutates_args=(), device_types="cpu")
@@ -81,7 +88,7 @@ def _forward(
         rows_together(x),
         None if last is None else rows_together(last)[:, None],
         bytes_of(starts),
-        [rows_together(weight) for weight in weights],
+        [rows_together(weight) for weight in _each(weights)],
         to_present,
         varying,
         outputs,
@@ -107,11 +114,11 @@ class _Launch:
             # Any place to point at, where nothing is read.
             x if last is None else contiguous(last),
             marks_of(starts, x),
-            tuple(contiguous(weight) for weight in weights),
+            tuple(contiguous(weight) for weight in _each(weights)),
         )
         self.sizes = (T, D, blocks)
         self.constants: dict[str, Any] = {
-            "COUNT": len(weights),
+            "COUNT": len(self.inputs[-1]),
             "LAST": last is not None,
             "STARTS": starts is not None,
             "BT": tall,
@@ -148,7 +155,7 @@ def _empty_outputs(
     varying: bool,
     dtype: torch.dtype | None,
 ) -> list[Tensor]:
-    dtypes = [dtype or torch.promote_types(x.dtype, weight.dtype) for weight in weights]
+    dtypes = [dtype or torch.promote_types(x.dtype, weight.dtype) for weight in _each(weights)]
     return [x.new_empty(x.shape, dtype=each) for each in dtypes]
 
 
@@ -168,13 +175,13 @@ def _backward(
         rows_together(x),
         None if last is None else rows_together(last)[:, None],
         bytes_of(starts),
-        [rows_together(weight) for weight in weights],
+        [rows_together(weight) for weight in _each(weights)],
         to_present,
         varying,
         [rows_together(each) for each in doutputs],
         dx,
         None if last is None else dlast[:, None],
-        dweights if varying else [],
+        list(_each(dweights)) if varying else [],
         sums,
         torch.get_num_threads(),
     )
@@ -199,7 +206,7 @@ def _backward_by_triton(
     partials = x.new_empty(0 if varying else call.blocks, len(weights), x.shape[2], dtype=torch.float32)
     on_outputs = tuple(contiguous(each) for each in doutputs)
     kernels_of("token_shift").backward[call.grid](
-        *(*call.inputs, on_outputs, dx, dlast, tuple(dweights), partials, *call.sizes),
+        *(*call.inputs, on_outputs, dx, dlast, tuple(_each(dweights)), partials, *call.sizes),
         TO_PRESENT=to_present,
         VARYING=varying,
         **call.constants,
