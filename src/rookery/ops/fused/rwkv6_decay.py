@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rookery.ops.fused.operators import Tiles, add_up, kernels_of, triton_serves
+from rookery.ops.fused.operators import Tiles, add_up, kernels_of, product_dtype, triton_serves
 from rookery.ops.tensors import contiguous, full_precision
 
 __all__ = ["rwkv6_decay", "rwkv6_decay_formula"]
@@ -22,9 +22,12 @@ def rwkv6_decay(x: Tensor, base: Tensor, *, heads: int) -> Tensor:
         heads: H, by which a GPU shares the work.
 
     Returns:
-        [B, T, A] in full precision: decays of slow channels lie within 1e-4 of 1.
+        [B, T, A] in full precision: decays of slow channels lie within 1e-4 of 1. On a GPU under autocast to
+        bfloat16 the logarithms are of that, which have enough digits, as those of RWKV-7.
     """
-    return _forward(x, base, heads) if triton_serves(x, base) else rwkv6_decay_formula(x, base, heads=heads)
+    if triton_serves(x, base):
+        return _forward(x, base, heads, product_dtype(x.device.type) == torch.bfloat16)
+    return rwkv6_decay_formula(x, base, heads=heads)
 
 
 def rwkv6_decay_formula(x: Tensor, base: Tensor, *, heads: int) -> Tensor:
@@ -33,8 +36,8 @@ def rwkv6_decay_formula(x: Tensor, base: Tensor, *, heads: int) -> Tensor:
 
 
 @torch.library.custom_op("rookery::rwkv6_decay", mutates_args=(), device_types="cuda")
-def _forward(x: Tensor, base: Tensor, heads: int) -> Tensor:
-    log_w = _empty_result(x, base, heads)
+def _forward(x: Tensor, base: Tensor, heads: int, rounds: bool) -> Tensor:
+    log_w = _empty_result(x, base, heads, rounds)
     tiles = Tiles(x, heads)
     kernels_of("rwkv6_decay").forward[tiles.grid](
         contiguous(x), contiguous(base), log_w, tiles.rows, heads, **tiles.constants
@@ -43,8 +46,8 @@ def _forward(x: Tensor, base: Tensor, heads: int) -> Tensor:
 
 
 @_forward.register_fake
-def _empty_result(x: Tensor, base: Tensor, heads: int) -> Tensor:
-    return x.new_empty(x.shape, dtype=torch.float32)
+def _empty_result(x: Tensor, base: Tensor, heads: int, rounds: bool) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.bfloat16 if rounds else torch.float32)
 
 
 @torch.library.custom_op("rookery::rwkv6_decay_backward", mutates_args=(), device_types="cuda")
@@ -53,7 +56,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     dx, dbase = _empty_gradients(log_w, base, heads, dtype, dlog_w)
     tiles = Tiles(log_w, heads)
-    partials = log_w.new_empty(tiles.blocks, 1, log_w.shape[2])
+    partials = log_w.new_empty(tiles.blocks, 1, log_w.shape[2], dtype=torch.float32)
     kernels_of("rwkv6_decay").backward[tiles.grid](
         contiguous(log_w), contiguous(dlog_w), dx, partials, tiles.rows, heads, **tiles.constants
     )
@@ -70,13 +73,13 @@ def _empty_gradients(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, base, ctx.heads = inputs
+    x, base, ctx.heads, _rounds = inputs
     ctx.dtype = x.dtype
     ctx.save_for_backward(output, base)
 
 
 def _gradients(ctx: Any, dlog_w: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_backward(*ctx.saved_tensors, ctx.heads, ctx.dtype, dlog_w), None)
+    return (*_backward(*ctx.saved_tensors, ctx.heads, ctx.dtype, dlog_w), None, None)
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)

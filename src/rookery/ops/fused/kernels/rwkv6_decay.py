@@ -16,7 +16,7 @@ __all__ = ["backward", "forward"]
 
 @triton.jit
 def forward(x, base, log_w, rows, H, K: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
-    """-exp(base + x), in float32; grid (cdiv(rows, BR) H,)."""
+    """-exp(base + x); grid (cdiv(rows, BR) H,)."""
     tile, own, _block, place, inside, channel = head_tile(rows, H, K, BR, BK)
     put(log_w + tile, -tl.exp(numbers(base + own, channel, K) + take(x + tile, place, inside)), place, inside)
 
