@@ -70,7 +70,7 @@ def shift(starts: bool, to_present: bool) -> Callable[[Callable[..., object]], C
     def bind(function: Callable[..., object]) -> Callable[..., object]:
         def call(x: Tensor, last: Tensor, *weights: Tensor) -> object:
             marks = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) < 0.2
-            marks[0, 0], marks[1, 0] = True, False
+            marks[:, 0] = torch.arange(len(marks)) % 2 == 0
             boundaries = marks.to(x.device) if starts else None
             return function(x, last, weights, starts=boundaries, to_present=to_present)
 
@@ -274,19 +274,16 @@ every_operator = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_of_tokens_may_be_one_tensor(dtype: torch.dtype, device: str) -> None:
-    case = CASES["token shift, weights of tokens, documents"]
-    x, last, *weights = case.inputs(dtype, device)
-    wanted = results(case.fused, [x, last, *weights])
-    together = torch.stack(weights).detach().requires_grad_()
-    bind = shift(True, False)
-
-    def call(x: Tensor, last: Tensor, together: Tensor) -> object:
-        return bind(lambda x, last, weights, **how: token_shift(x, last, weights[0], **how))(
-            x, last, together
-        )
-
-    *others, gradient = results(call, [x, last, together])
+@pytest.mark.parametrize("shape", [(2, T), (1, 1)])
+def test_weights_of_tokens_may_be_one_tensor(dtype: torch.dtype, shape: tuple[int, int], device: str) -> None:
+    """Of one token as well, whose weights have the shape of those of a model."""
+    case = CASES["token shift, weights of tokens"]
+    streams, tokens = shape
+    tensors = (each.detach()[:streams] for each in case.inputs(dtype, device))
+    x, last, *weights = (each[:, :tokens] if each.dim() == 3 else each for each in tensors)
+    wanted = results(case.fused, [each.clone().requires_grad_() for each in (x, last, *weights)])
+    together = [each.clone().requires_grad_() for each in (x, last, torch.stack(weights))]
+    *others, gradient = results(lambda x, last, weights: token_shift(x, last, weights), together)
     for found, each in zip((*others, *gradient), wanted, strict=True):
         assert torch.equal(found, each)
 

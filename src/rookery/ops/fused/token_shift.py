@@ -41,9 +41,10 @@ def token_shift(
     """
     if kernels_serve(x, last, *weights):
         before = None if last is None else last.to(x.dtype)
-        varying = weights[0].shape[:2] != (1, 1)
+        together = isinstance(weights, Tensor)
+        given = [weights] if together else list(weights)
+        varying = together or weights[0].shape[:2] != (1, 1)
         dtype = product_dtype(x.device.type)
-        given = [weights] if isinstance(weights, Tensor) else list(weights)
         return _forward(x, before, given, starts, to_present, varying, dtype)
     return token_shift_formula(x, last, weights, starts=starts, to_present=to_present)
 
