@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ def measure(run: Path) -> list[Figure]:
     """The figures of one run, and their rows of the table."""
     folder = RunFolder(run)
     config, checkpoint = folder.read_config(), checkpoints.load(folder.model)
-    tokenizer = from_spec(checkpoint.tokenizer) if checkpoint.tokenizer is not None else None
-    assert tokenizer is not None
+    assert checkpoint.tokenizer is not None
+    tokenizer = from_spec(checkpoint.tokenizer)
     stream, length = read_corpus(config, lambda _: tokenizer).validation, 4 * config.context
     rows = stream.rows(stream.windows(length)[:_ROWS], length)
     inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)
@@ -85,7 +85,7 @@ def measure(run: Path) -> list[Figure]:
 
     def step(parts: tuple[str, ...], autocast: bool) -> _Step:
         model.zero_grad()
-        with rounded(*parts), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with _rounded(*parts), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits, _ = model(inputs, starts=starts)
             cross_entropy(logits.float(), targets).backward()
         gradient = torch.cat([x.grad.flatten() for x in model.parameters() if x.grad is not None])
@@ -112,25 +112,18 @@ def _has_decays_of_tokens(model: RWKV) -> bool:
 
 
 @contextmanager
-def rounded(*parts: str) -> Iterator[None]:
+def _rounded(*parts: str) -> Iterator[None]:
     """Models inside hold these parts in bfloat16."""
     patches = [
         (rwkv7, "rwkv7_inputs", DECAYS, _inputs7),
         (rwkv6, "rwkv6_decay", DECAYS, _decay6),
         (sequence_model, "add_norm", STREAM, _add_norm),
     ]
-    chosen = [
-        patch.object(module, name, how(getattr(module, name)))
-        for module, name, part, how in patches
-        if part in parts
-    ]
-    for each in chosen:
-        each.start()
-    try:
+    with ExitStack() as stack:
+        for module, name, part, how in patches:
+            if part in parts:
+                stack.enter_context(patch.object(module, name, how(getattr(module, name))))
         yield
-    finally:
-        for each in chosen:
-            each.stop()
 
 
 def _inputs7(function: Callable[..., Any]) -> Callable[..., Any]:

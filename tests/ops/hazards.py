@@ -155,7 +155,7 @@ class _Watched:
         return self._functions.store(pointers, value, mask)
 
     def atomic_cas(self, *_: Any) -> Any:
-        raise NotImplementedError("atomic operations are not watched yet")
+        raise NotImplementedError("a kernel uses atomic operations, for which there are no rules here")
 
     atomic_rmw = atomic_cas
 

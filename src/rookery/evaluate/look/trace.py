@@ -19,7 +19,7 @@ from rookery.models import RWKV
 from rookery.models.model import Block
 from rookery.models.parts import low_rank
 from rookery.models.time_mixing import TimeMixingState
-from rookery.ops.fused import token_shift
+from rookery.ops.fused import rwkv6_decay, token_shift
 from rookery.ops.tensors import full_precision
 
 __all__ = ["FIXED_DECAY", "Seen", "decay_of_weights", "half_lives", "watching"]
@@ -86,7 +86,7 @@ def _look_fixed(mixing: Any, x: Tensor, previous: Tensor) -> Seen:
 def _look6(mixing: Any, x: Tensor, previous: Tensor) -> Seen:
     x_w, *_ = mixing.shifted(x, previous, None)
     moved = low_rank(x_w, mixing.time_decay_w1, mixing.time_decay_w2, torch.tanh)
-    log_w = -torch.exp(full_precision(mixing.time_decay) + full_precision(moved))
+    log_w = rwkv6_decay(moved, mixing.time_decay, heads=mixing.config.num_heads)
     return Seen(log_w.flatten(), None)
 
 

@@ -30,8 +30,7 @@ def head_norm(
         [B, T, A], in the dtype that torch's layer norm gives it, or a wider one of the other inputs; on a GPU
         under autocast in its dtype, since a matrix product reads it.
     """
-    given = (y, weight, bias) if g is None else (y, g, weight, bias)
-    if triton_serves(*given):
+    if triton_serves(*_present(y, g, weight, bias)):
         return _forward(y, g, weight, bias, heads, epsilon, product_dtype(y.device.type))
     return head_norm_formula(y, g, weight, bias, heads=heads, epsilon=epsilon)
 
@@ -45,6 +44,10 @@ def head_norm_formula(
     normal = F.layer_norm(y, y.shape[-1:], eps=epsilon)
     found = torch.addcmul(bias, normal.flatten(-2), weight)
     return found if g is None else found * F.silu(g)
+
+
+def _present(*given: Tensor | None) -> list[Tensor]:
+    return [each for each in given if each is not None]
 
 
 @torch.library.custom_op("rookery::head_norm", mutates_args=(), device_types="cuda")
@@ -77,8 +80,7 @@ def _empty_result(
     epsilon: float,
     dtype: torch.dtype | None,
 ) -> Tensor:
-    given = (y, weight, bias) if g is None else (y, g, weight, bias)
-    return y.new_empty(y.shape, dtype=dtype or widest(*given))
+    return y.new_empty(y.shape, dtype=dtype or widest(*_present(y, g, weight, bias)))
 
 
 @torch.library.custom_op("rookery::head_norm_backward", mutates_args=(), device_types="cuda")
@@ -116,8 +118,7 @@ def _empty_gradients(
     dresult: Tensor,
 ) -> list[Tensor]:
     """Of each input that there is."""
-    given = (y, weight, bias) if g is None else (y, g, weight, bias)
-    return [each.new_empty(each.shape) for each in given]
+    return [each.new_empty(each.shape) for each in _present(y, g, weight, bias)]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
