@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rookery.errors import ConfigError, StateError
-from rookery.ops.precision import full_precision
+from rookery.ops.precision import without_autocast
 
 __all__ = ["Implementation", "call", "check_shape", "check_state", "choose", "prepare"]
 
@@ -156,7 +156,7 @@ def call(
         ConfigError: see `prepare`.
     """
     row, before = prepare(operator, table, inputs, v, state, fresh_state, starts, forced)
-    with full_precision(v.device.type):
+    with without_autocast(v.device.type):
         run: Callable[..., tuple[Tensor, Tensor]] = row.run
         if torch.compiler.is_compiling() and not row.traced:
             run = cast("Any", torch.compiler.disable(run))

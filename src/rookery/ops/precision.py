@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-__all__ = ["autocasts", "full_precision"]
+__all__ = ["autocasts", "without_autocast"]
 
 
 def autocasts(device: str) -> bool:
@@ -15,6 +15,6 @@ def autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def full_precision(device: str) -> AbstractContextManager[object]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """Switch autocast off for a device type: it would round products inside the recurrence to bfloat16."""
     return torch.autocast(device, enabled=False) if autocasts(device) else nullcontext()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rookery.ops.precision import full_precision
+from rookery.ops.precision import without_autocast
 
 __all__ = ["recomputed"]
 
@@ -80,7 +80,7 @@ class _Recomputed(torch.autograd.Function):
         dmoving: list[tuple[Tensor, ...]] = []
         for part, state in zip(reversed(ctx.parts), reversed(states), strict=True):
             leaves = [x.detach().requires_grad_() for x in (state, *fixed, *_cut(moving, part))]
-            with torch.enable_grad(), full_precision(dy.device.type):
+            with torch.enable_grad(), without_autocast(dy.device.type):
                 fixed_leaves, moving_leaves = leaves[1 : 1 + len(fixed)], leaves[1 + len(fixed) :]
                 part_starts = None if starts is None else starts[:, part]
                 outputs = ctx.segment(fixed_leaves, moving_leaves, leaves[0], part_starts)

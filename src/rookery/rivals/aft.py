@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from rookery.errors import ConfigError
 from rookery.models.initial import orthogonal
 from rookery.ops.fused import sigmoid_gate
-from rookery.ops.precision import full_precision as without_autocast
+from rookery.ops.precision import without_autocast
 from rookery.ops.tensors import full_precision
 from rookery.rivals.config import RivalConfig
 from rookery.rivals.mixing import ANY, RivalMixing, positions, visible

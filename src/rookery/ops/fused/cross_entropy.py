@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rookery.ops.precision import autocasts, full_precision
+from rookery.ops.precision import autocasts, without_autocast
 from rookery.ops.triton import INSTALLED, READS, triton_kernels
 
 __all__ = ["linear_cross_entropy", "linear_cross_entropy_formula"]
@@ -163,7 +163,7 @@ def _forward(
     losses = x.new_empty(len(x), dtype=accumulator)
     total = weight.new_zeros(weight.shape if for_weight else (0,), dtype=accumulator)
     x, weight, targets = x.detach(), weight.detach(), targets.contiguous()
-    with full_precision(x.device.type):
+    with without_autocast(x.device.type):
         matrix = weight.to(dtype)
         for first in range(0, len(x), chunk):
             part = slice(first, first + chunk)

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rookery.ops.chunks import document_masks, from_chunks, segments, to_chunks
-from rookery.ops.precision import full_precision
+from rookery.ops.precision import without_autocast
 from rookery.ops.wkv7.reference import wkv7_reference
 
 __all__ = ["wkv7_chunked"]
@@ -290,7 +290,7 @@ class _Chunked(torch.autograd.Function):
         padded = T + -T % CHUNK
         grads = [x.new_empty(B, padded, H, x.shape[3]) for x in inputs]
         parts = segments(T, CHUNK, B * H, dy.device.type)
-        with full_precision(dy.device.type):
+        with without_autocast(dy.device.type):
             for part, states in zip(reversed(parts), reversed(kept), strict=True):
                 whole = slice(part.start, part.stop + -part.stop % CHUNK)
                 targets = _Gradients(*(to_chunks(grad[:, whole], CHUNK) for grad in grads))
