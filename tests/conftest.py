@@ -115,7 +115,8 @@ def watched_kernels() -> Iterator[None]:
         yield
         return
     from tests.ops.hazards import watching
+    from tests.ops.interpreter import quick
 
-    with watching() as found:
+    with quick(), watching() as found:
         yield
     assert not found, "\n".join(found)
