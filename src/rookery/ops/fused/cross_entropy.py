@@ -137,13 +137,20 @@ def _softmax(logits: Tensor) -> Softmax:
     return softmax_by_triton if serves else softmax_by_torch
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """total + left right, in the dtype of the total."""
+# Before, a GPU adds products only to what has their factors' dtype (pytorch/pytorch, pull request 167931).
+_ADDS_TO_WIDER = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 11)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, in the dtype of the total."""
     if left.dtype == total.dtype:
-        return total.addmm_(left, right)
-    if left.device.type == "cuda":
-        return torch.addmm(total, left, right, out_dtype=total.dtype)
-    return total.add_(left @ right)
+        total.addmm_(left, right)
+    elif left.device.type != "cuda":
+        total += left @ right
+    elif _ADDS_TO_WIDER:
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    else:
+        total += torch.mm(left, right, out_dtype=total.dtype)
 
 
 @torch.library.custom_op("rookery::linear_cross_entropy", mutates_args=())
@@ -175,7 +182,7 @@ def _forward(
             if for_x:
                 dx[part] = gradient @ matrix
             if for_weight:
-                total = _add_product(total, gradient.T, read)
+                _add_product(total, gradient.T, read)
     return losses.sum(), dx, total.to(weight.dtype)
 
 
