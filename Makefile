@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 BASE := .venv-base
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-CPP := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP := $(shell find csrc tests/gpu -name '*.cpp' -o -name '*.h')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sets test-base sanitize test-slow format docs clean
+.PHONY: help setup demo test test-gpu test-sets test-base sanitize test-slow format docs clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: setup  ## The gate: format, lint, types, floors, tests.
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) test-gpu
+
+test-gpu: setup  ## The tests of what runs on a GPU; where there is none, on a stand-in that the CPU computes.
+	$(BIN)/python -m pytest -m "not slow" tests/gpu
 
 # Tests of what the extension computes; those that run under every set by themselves have its name in theirs.
 NATIVE_TESTS := tests/native tests/generate/test_native_sampling.py tests/ops/test_native.py
@@ -77,6 +81,7 @@ sanitize: setup  ## The tests of the native engine under AddressSanitizer and Un
 
 test-slow: setup $(VENV)/.peers  ## The tests that take long, with llama-cpp-python to compare with.
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow tests/gpu
 
 format: setup  ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff format .
