@@ -205,7 +205,7 @@ def test_stretches_of_a_row_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wkv7_module, "SPAN", 1)
     monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 67
-    assert wkv7_module.forward_stretch(5, 2) == wkv7_module.backward_stretch(5, 2) == 1
+    assert wkv7_module.forward_stretch(5, 2) == wkv7_module.backward_stretch(5, 2, 264) == 1
     tensors, boundaries = inputs("wkv7", T=T), starts(T)
     # One stretch, in which a document begins, goes token by token: either way goes on where the other ended.
     strong = torch.where(torch.arange(T, device=DEVICE) // 8 == 4, 12.0, 1.0)
@@ -230,7 +230,7 @@ def test_a_chunk_of_strong_decays_takes_its_span_along(chunk: int) -> None:
 def test_stretches_of_several_chunks_backward_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wkv7_module, "SHORTEST_STRETCH", 1)
     T = 130
-    assert (wkv7_module.backward_stretch(3, 2), wkv7_module.forward_stretch(3, 2)) == (1, 3)
+    assert (wkv7_module.backward_stretch(3, 2, 264), wkv7_module.forward_stretch(3, 2)) == (1, 3)
     tensors = inputs("wkv7", T=T)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     wanted = results("wkv7", exact, None, "reference")
@@ -238,11 +238,15 @@ def test_stretches_of_several_chunks_backward_at_once(monkeypatch: pytest.Monkey
 
 
 def test_rows_are_cut_where_heads_are_few() -> None:
-    assert wkv7_module.backward_stretch(256, 32) == wkv7_module.forward_stretch(256, 32) == 32
-    assert wkv7_module.backward_stretch(65, 32) == 9
-    # Two stretches are not worth three passes.
-    assert (wkv7_module.backward_stretch(256, 128), wkv7_module.forward_stretch(256, 128)) == (128, 256)
-    for spans, heads in ((256, 512), (256, 200), (7, 32), (1, 1)):
-        assert (
-            wkv7_module.backward_stretch(spans, heads) == wkv7_module.forward_stretch(spans, heads) == spans
-        )
+    """Backward, an H100 holds 132 programs of eight warps; forward, 264 of four."""
+    assert wkv7_module.forward_stretch(256, 32) == 32
+    assert (wkv7_module.backward_stretch(256, 32, 132), wkv7_module.backward_stretch(256, 32, 264)) == (
+        64,
+        32,
+    )
+    # Two turns of which the second is half empty become three of half the length.
+    assert wkv7_module.backward_stretch(256, 192, 132) == 128
+    # Two stretches are not worth three passes forward; nor one backward, that an H100 holds as they are.
+    for spans, heads in ((256, 128), (256, 512), (256, 264), (7, 32), (1, 1)):
+        assert wkv7_module.backward_stretch(spans, heads, 132) == spans
+        assert wkv7_module.forward_stretch(spans, heads) == spans

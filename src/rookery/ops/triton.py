@@ -28,6 +28,7 @@ __all__ = [
     "interpreting",
     "marks_of",
     "precision",
+    "programs_at_once",
     "triton_kernels",
     "triton_row",
     "value_block",
@@ -38,8 +39,12 @@ READS = (torch.float32, torch.bfloat16, torch.float16)
 """What the kernels read; they compute in float32."""
 
 
-ENOUGH_PROGRAMS = 264
-"""Two for each of the 132 multiprocessors of an H100."""
+def programs_at_once(warps: int) -> int:
+    """Programs that the 132 multiprocessors of an H100 hold, where a thread has all of its 255 registers."""
+    return 132 * max(1, 8 // warps)
+
+
+ENOUGH_PROGRAMS = programs_at_once(4)
 
 
 def interpreting() -> bool:
