@@ -80,6 +80,13 @@ def test_the_style_leaves_matplotlib_as_it_was():
     assert dict(matplotlib.rcParams) == before
 
 
+def test_axes_without_anything_have_no_legend():
+    """matplotlib would warn."""
+    _, panels = style.new_figure()
+    style.legend(panels[0, 0], outside=True)
+    assert panels[0, 0].get_legend() is None
+
+
 def test_a_png_is_written_whole(tmp_path):
     figure, _ = style.new_figure(width=2, height=1)
     style.save_png(figure, tmp_path / "plot.png", dpi=40)

@@ -199,7 +199,9 @@ def new_figure(
 
 
 def legend(axes: Axes, *, outside: bool = False, **options: Any) -> None:
-    """A legend in house style; ``outside`` puts it to the right of the axes."""
+    """A legend in house style, of axes with something in them; ``outside`` puts it to their right."""
+    if not axes.get_legend_handles_labels()[0]:
+        return
     place: dict[str, Any] = (
         {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "borderaxespad": 0.0} if outside else {}
     )
