@@ -23,6 +23,7 @@ from benchmarks.report import Figure
 from rookery.config import preset, sized
 from rookery.models import RWKV
 from rookery.ops.fused import operators
+from rookery.ops.triton import interpreting
 
 CPU = Setting(device="cpu", tiny=True, seed=3)
 
@@ -428,7 +429,8 @@ def test_kernels_are_tried_with_other_choices(tmp_path, capsys):
     figures = {each["figure"]: each for each in strictly(written.read_text())["figures"]}
     assert all(figures[f"{name}: forward"]["value"] > 0 for name in ("as it is", "SPAN=1"))
     assert figures["as it is: forward error"]["value"] < 6e-3
-    assert "power of 2" in figures["CHUNK=12: forward + backward"]["failed"]
+    # Where there is a GPU, the CPU has no kernels to try anything with.
+    assert not interpreting() or "power of 2" in figures["CHUNK=12: forward + backward"]["failed"]
     assert "no measurement" in capsys.readouterr().out
     for wrong, told in (("FOO=1", "has no FOO"), ("SPAN", "is not NAME=VALUE")):
         with pytest.raises(SystemExit):

@@ -114,7 +114,7 @@ TYPES = [
 
 @pytest.mark.parametrize(("backend", "dtype"), TYPES)
 def test_every_dtype_runs_and_its_state_goes_to_numpy_and_back_exactly(model_file, backend, dtype):
-    opened = rookery.load(model_file(), backend=backend, dtype=dtype).backend
+    opened = rookery.load(model_file(), backend=backend, device="cpu", dtype=dtype).backend
     if isinstance(opened, TorchBackend):
         assert opened.dtype == getattr(torch, DTYPES[dtype], torch.float32)
     logits, state = opened.forward(np.array([[1, 2, 3]]), opened.initial_state())

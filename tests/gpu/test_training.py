@@ -77,6 +77,7 @@ def test_a_step_is_that_of_the_cpu(random_model, version):
     assert error(found, dexpected) < 3 * error(rounded, dexpected)
 
 
+# As errors, warnings of tensors that it looks at would end the compiler.
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize(
     "version", ["7", *(pytest.param(each, marks=pytest.mark.slow) for each in ("4", "5.2", "6"))]

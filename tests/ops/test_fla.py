@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rookery import ops
+from rookery.ops.triton import DEVICES
 
 with warnings.catch_warnings():
     # At import fla says that it has no GPU for its Triton kernels, and no Flash Attention; none is needed.
@@ -65,6 +66,13 @@ def theirs(name: str, function: Callable[..., tuple[Tensor, Tensor]], tensors: l
     return y.transpose(1, 2), after
 
 
+def ours(name: str, tensors: list[Tensor], implementation: str) -> list[Tensor]:
+    """On the device that the implementation runs on; the results are on the CPU, as theirs."""
+    device = DEVICES[0] if implementation == "triton" else "cpu"
+    made = getattr(ops, name)(*(x.to(device) for x in tensors), implementation=implementation)
+    return [x.cpu() for x in made]
+
+
 def assert_close(got: Tensor, wanted: Tensor, bound: float, what: str) -> None:
     assert (got - wanted).abs().max() < bound * wanted.abs().max(), what
 
@@ -74,7 +82,7 @@ def test_equals_the_naive_recurrence(name: str, implementation: str) -> None:
     tensors = inputs(name)
     function = dplr_recurrence if name == "wkv7" else naive_recurrent_rwkv6
     wanted = theirs(name, function, tensors)
-    got = getattr(ops, name)(*tensors, implementation=implementation)
+    got = ours(name, tensors, implementation)
     for what, x, y in zip(("y", "state"), got, wanted, strict=True):
         assert_close(x, y, 1e-5, what)
     weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in wanted]
@@ -87,7 +95,7 @@ def test_equals_the_naive_recurrence(name: str, implementation: str) -> None:
 def test_wkv7_equals_the_naive_chunked_form(implementation: str) -> None:
     tensors = inputs("wkv7")
     wanted = theirs("wkv7", dplr_chunkwise, tensors)
-    got = ops.wkv7(*tensors, implementation=implementation)
+    got = ours("wkv7", tensors, implementation)
     for what, x, y in zip(("y", "state"), got, wanted, strict=True):
         assert_close(x, y, 1e-5, what)
 
@@ -98,7 +106,7 @@ def test_wkv6_equals_the_naive_chunked_form(implementation: str) -> None:
     # This one does not scale.
     q, *others = (x.transpose(1, 2) for x in (r, k, v, log_w))
     wanted = naive_chunk_rwkv6(q, *others, u).transpose(1, 2)
-    got, _ = ops.wkv6(r, log_w, k, v, u, implementation=implementation)
+    got, _ = ours("wkv6", [r, log_w, k, v, u], implementation)
     assert_close(got, wanted, 1e-5, "y")
 
 
@@ -130,7 +138,7 @@ def test_rivals_equal_their_naive_recurrences(name: str, implementation: str) ->
         q, k, v, beta = (x.transpose(1, 2) for x in inputs)
         y, after = delta_rule_recurrence(q * K**0.5, k, v, beta, state)
         wanted = y.transpose(1, 2), after
-    got = getattr(ops, name)(*tensors, implementation=implementation)
+    got = ours(name, tensors, implementation)
     for what, x, y in zip(("y", "state"), got, wanted, strict=True):
         assert_close(x, y, 1e-5, what)
     weights = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)) for x in wanted]
@@ -144,6 +152,6 @@ def test_the_delta_rule_equals_the_naive_chunked_form(implementation: str) -> No
     *inputs, _ = (x.detach() for x in rivals_inputs("delta_rule"))
     q, k, v, beta = (x.transpose(1, 2) for x in inputs)
     y, after = delta_rule_chunkwise(q * K**0.5, k, v, beta)
-    got = ops.delta_rule(*inputs, implementation=implementation)
+    got = ours("delta_rule", inputs, implementation)
     for what, x, z in zip(("y", "state"), got, (y.transpose(1, 2), after), strict=True):
         assert_close(x, z, 1e-5, what)

@@ -79,8 +79,10 @@ def results(name: str, tensors: list[Tensor], boundaries: Tensor | None, impleme
 
 
 def assert_close(got: list[Tensor], wanted: list[Tensor], bound: float = 1e-5) -> None:
+    # Numbers below have fewer digits, of which tensor cores read still fewer.
+    least = torch.finfo(torch.float32).tiny
     for i, (x, y) in enumerate(zip(got, wanted, strict=True)):
-        assert (x - y).double().norm() <= bound * y.double().norm(), i
+        assert (x - y).double().norm() <= bound * y.double().norm() + least, i
 
 
 class Recorder(TorchDispatchMode):
