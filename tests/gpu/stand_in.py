@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -52,15 +53,31 @@ def why_not() -> str | None:
     return None
 
 
-def load() -> None:
-    """Give this process the device. Nothing may have imported torch yet, which asks once what there is."""
+def load(*, tells: bool = True) -> None:
+    """Give this process the device. Nothing may have imported torch yet, which asks once what there is.
+
+    Args:
+        tells: False keeps from the package that Triton interprets kernels, so that they run on "cuda" alone.
+    """
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before the stand-in for a GPU")
+    os.environ["TRITON_INTERPRET"] = "1"
     torch_folder = _torch_folder()
     for name in ("libtorch_global_deps.so", "libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(_build(torch_folder)))
+    if not tells:
+        _keep_quiet()
     _fill_in()
+
+
+def _keep_quiet() -> None:
+    """The package finds out when it is imported, and asks again later."""
+    import_module("triton.runtime.interpreter")
+    os.environ["TRITON_INTERPRET"] = "0"
+    shared: Any = import_module("rookery.ops.triton")
+    os.environ["TRITON_INTERPRET"] = "1"
+    shared.interpreting = lambda: False
 
 
 def _torch_folder() -> Path:
