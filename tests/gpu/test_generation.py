@@ -26,9 +26,9 @@ DRAWN = SamplingParams(temperature=1.2, top_p=0.9, top_k=20, seed=3)
 PENALISED = SamplingParams(temperature=0.8, top_p=1, frequency_penalty=0.5, repetition_penalty=1.2, seed=4)
 
 
-def config_of(version: str) -> Any:
+def config_of(version: str, layers: int = 2) -> Any:
     head_size = {} if version == "4" else {"head_size": 16}
-    return sized(version, vocab_size=256, width=32, num_layers=2, **head_size)
+    return sized(version, vocab_size=256, width=32, num_layers=layers, **head_size)
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def model_file(random_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
 
     def make(version: str) -> Any:
-        path, config = folder / f"{version}.safetensors", config_of(version)
+        path, config = folder / f"{version}.safetensors", config_of(version, layers=1)
         if not path.exists():
             tensors = to_tensors(random_model(config))
             checkpoints.save(Checkpoint(config=config, tensors=tensors, tokenizer={"kind": "bytes"}), path)

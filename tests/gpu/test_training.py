@@ -78,10 +78,9 @@ def test_a_step_is_that_of_the_cpu(random_model, version):
 
 
 # As errors, warnings of tensors that it looks at would end the compiler.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(
-    "version", ["7", *(pytest.param(each, marks=pytest.mark.slow) for each in ("4", "5.2", "6"))]
-)
+@pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
 def test_compiled_blocks_are_those_that_are_not(random_model, version):
     model = random_model(config_of(version))
     expected, dexpected = gradients(model, "cuda", bf16=True)
