@@ -5,7 +5,9 @@ They are a run of their own, since a process has the stand-in before it imports 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if WHY_NOT is not None:
         for item in items:
             item.add_marker(pytest.mark.skip(reason=WHY_NOT))
+
+
+@pytest.fixture(scope="session")
+def small_model(random_model: Callable[..., Any]) -> Callable[..., Any]:
+    """``small_model(version, vocab_size=256, layers=2)``: two heads of 16, where a version has heads."""
+    from rookery.config import sized
+
+    def make(version: str, *, vocab_size: int = 256, layers: int = 2) -> Any:
+        head_size = None if version == "4" else 16
+        return random_model(
+            sized(version, vocab_size=vocab_size, width=32, num_layers=layers, head_size=head_size)
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,4 +8,4 @@ have none.
 
 from tests.gpu import stand_in
 
-stand_in.load(tells=False)
+stand_in.load(disguised=True)

@@ -53,11 +53,11 @@ def why_not() -> str | None:
     return None
 
 
-def load(*, tells: bool = True) -> None:
+def load(*, disguised: bool = False) -> None:
     """Give this process the device. Nothing may have imported torch yet, which asks once what there is.
 
     Args:
-        tells: False keeps from the package that Triton interprets kernels, so that they run on "cuda" alone.
+        disguised: keep from the package that Triton interprets kernels, so that they run on "cuda" alone.
     """
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before the stand-in for a GPU")
@@ -66,12 +66,12 @@ def load(*, tells: bool = True) -> None:
     for name in ("libtorch_global_deps.so", "libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(torch_folder / "lib" / name), mode=ctypes.RTLD_GLOBAL)
     ctypes.CDLL(str(_build(torch_folder)))
-    if not tells:
-        _keep_quiet()
+    if disguised:
+        _disguise()
     _fill_in()
 
 
-def _keep_quiet() -> None:
+def _disguise() -> None:
     """The package finds out when it is imported, and asks again later."""
     import_module("triton.runtime.interpreter")
     os.environ["TRITON_INTERPRET"] = "0"
@@ -182,33 +182,14 @@ def _add_wider_products() -> None:
     import torch
     from torch import Tensor
 
-    def addmm(
-        total: Tensor,
-        left: Tensor,
-        right: Tensor,
-        out_dtype: torch.dtype,
-        *,
-        beta: float = 1,
-        alpha: float = 1,
-    ) -> Tensor:
+    def addmm(total: Tensor, left: Tensor, right: Tensor, out_dtype: torch.dtype, **scales: float) -> Tensor:
         totals = (out_dtype, left.dtype) if torch.__version__ >= (2, 11) else (left.dtype,)
         if total.dtype not in totals or left.dtype != right.dtype:
             raise RuntimeError(f"addmm of {total.dtype}, {left.dtype} and {right.dtype}")
-        return torch.addmm(
-            total.to(out_dtype), left.to(out_dtype), right.to(out_dtype), beta=beta, alpha=alpha
-        )
+        return torch.addmm(total.to(out_dtype), left.to(out_dtype), right.to(out_dtype), **scales)
 
-    def addmm_out(
-        total: Tensor,
-        left: Tensor,
-        right: Tensor,
-        out_dtype: torch.dtype,
-        *,
-        beta: float = 1,
-        alpha: float = 1,
-        out: Tensor,
-    ) -> Tensor:
-        return out.copy_(addmm(total, left, right, out_dtype, beta=beta, alpha=alpha))
+    def addmm_out(*given: Any, out: Tensor, **scales: float) -> Tensor:
+        return out.copy_(addmm(*given, **scales))
 
     def mm(left: Tensor, right: Tensor, out_dtype: torch.dtype) -> Tensor:
         return left.to(out_dtype) @ right.to(out_dtype)

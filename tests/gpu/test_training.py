@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rookery.config import sized
 from rookery.ops.fused import linear_cross_entropy
-from rookery.rivals import MIXERS, build, sizes_for
+from rookery.rivals import build, sizes_for
 from rookery.train import TrainConfig, resume, train
 from rookery.train.display import SilentReporter
 from rookery.train.loop import TrainResult, compile_blocks
@@ -23,13 +22,8 @@ from rookery.train.metrics import Metrics, read_metrics
 
 VOCABULARY = 48
 
-# Rivals whose mixing runs by kernels of rookery's own on a GPU; the others are torch's operators alone.
+# Two whose recurrences have Triton kernels of rookery's own, and one of torch's operators.
 RIVALS = ("attention", "deltanet", "gla")
-
-
-def config_of(version: str) -> Any:
-    head_size = {} if version == "4" else {"head_size": 16}
-    return sized(version, vocab_size=VOCABULARY, width=32, num_layers=2, **head_size)
 
 
 def gradients(
@@ -63,8 +57,8 @@ def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     "version",
     ["4", "6", "7", *(pytest.param(each, marks=pytest.mark.slow) for each in ("5.0", "5.1", "5.2"))],
 )
-def test_a_step_is_that_of_the_cpu(random_model, version):
-    model = random_model(config_of(version))
+def test_a_step_is_that_of_the_cpu(small_model, version):
+    model = small_model(version, vocab_size=VOCABULARY)
     expected, dexpected = gradients(model, "cpu")
     loss, found = gradients(model, "cuda")
     torch.testing.assert_close(loss, expected, atol=0, rtol=1e-5)
@@ -81,8 +75,8 @@ def test_a_step_is_that_of_the_cpu(random_model, version):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
-def test_compiled_blocks_are_those_that_are_not(random_model, version):
-    model = random_model(config_of(version))
+def test_compiled_blocks_are_those_that_are_not(small_model, version):
+    model = small_model(version, vocab_size=VOCABULARY)
     expected, dexpected = gradients(model, "cuda", bf16=True)
     loss, found = gradients(model, "cuda", bf16=True, compiled=True)
     torch.testing.assert_close(loss, expected, atol=0, rtol=1e-3)
@@ -93,7 +87,7 @@ def test_compiled_blocks_are_those_that_are_not(random_model, version):
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_rivals_step_is_that_of_the_cpu(name):
     torch.manual_seed(0)
-    model = build(sizes_for(MIXERS[name].name, vocab_size=VOCABULARY, width=32, num_layers=2, head_size=16))
+    model = build(sizes_for(name, vocab_size=VOCABULARY, width=32, num_layers=2, head_size=16))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

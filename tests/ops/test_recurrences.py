@@ -295,7 +295,7 @@ def spans(cuts: list[int], tokens: int) -> Iterator[slice]:
 def test_splits_carried_by_the_state_equal_the_whole(
     name: str, implementation: str | None, data: st.DataObject
 ) -> None:
-    T = data.draw(st.integers(2, 40), label="tokens")
+    T = data.draw(st.integers(2, 60), label="tokens")
     cuts = data.draw(st.lists(st.integers(1, T - 1), min_size=1, max_size=4, unique=True), label="cuts")
     call = make(name, B=1, T=T, starts=data.draw(st.sampled_from([0.0, 0.1]), label="starts"))
     whole = call("reference")

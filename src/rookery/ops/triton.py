@@ -45,6 +45,7 @@ def programs_at_once(warps: int) -> int:
 
 
 ENOUGH_PROGRAMS = programs_at_once(4)
+"""Of four warps, with which no multiprocessor has room left."""
 
 
 def interpreting() -> bool:
